@@ -1,0 +1,41 @@
+"""Bestiary: language models like DeepSeek-V3, assembled from swappable parts.
+
+    model = bestiary.create_model("deepseek-v3-nano", set={"block.attention.use": "gqa"})
+
+Importing this package imports nothing else; each public name is fetched when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .core.errors import BestiaryError
+    from .core.plugins import list_components
+    from .registry.catalog import list_models, resolve
+    from .registry.create import create_model
+    from .registry.load import load
+    from .registry.save import save
+
+_HOME = {
+    "BestiaryError": "core.errors",
+    "create_model": "registry.create",
+    "list_components": "core.plugins",
+    "list_models": "registry.catalog",
+    "load": "registry.load",
+    "resolve": "registry.catalog",
+    "save": "registry.save",
+}
+
+__all__ = ["BestiaryError", "create_model", "list_components", "list_models", "load", "resolve", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f".{_HOME[name]}", "bestiary"), name)
+    raise AttributeError(f"module 'bestiary' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

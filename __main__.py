@@ -1,0 +1,5 @@
+"""`python -m bestiary`: the command line."""
+
+from .cli import main
+
+main()

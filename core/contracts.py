@@ -1,0 +1,237 @@
+"""What the five slots promise one another.
+
+Shape letters, here and everywhere:
+
+    B batch    S sequence positions    D hidden size    H heads    V vocabulary
+    E routed experts    K experts per token    T tokens (B * S)    N rows after dispatch (T * K)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .backbone import CausalLM
+    from .cache import LayerCache
+    from .site import Site
+    from .weights import Role
+
+Shape = tuple[int, ...]
+
+
+class Context:
+    """What one forward pass shares among all layers: positions, documents, padding, caches.
+
+    Layers of one pass see the same object, also when activation checkpointing runs a layer again; `once`
+    therefore computes rotary tables and masks a single time, and counts tokens a single time.
+    """
+
+    def __init__(
+        self,
+        positions: Tensor,
+        *,
+        segments: Tensor | None = None,
+        valid: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+        aux_scale: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            positions: `[B, S]` or `[1, S]` int64, place of each token in its sequence.
+            segments: `[B, S]` int64, document of each token in a packed row; a token sees its own document only.
+            valid: `[B, S]` bool, False for padding, which routing statistics leave out.
+            caches: one per layer when decoding; new keys are appended to them.
+            aux_scale: weight of this pass's auxiliary losses in the step, i.e. its share of the step's batch.
+        """
+        self.positions, self.segments, self.valid = positions, segments, valid
+        self.caches, self.aux_scale = caches, aux_scale
+        self.past = caches[0].length if caches else 0
+        """Number of positions that the cache held before this pass."""
+        self.parts: dict[str, Tensor] = {}
+        """Auxiliary losses of this pass by name, detached; their gradients are injected where they arise."""
+        self._memo: dict[Any, Any] = {}
+
+    def cache(self, layer: int) -> LayerCache | None:
+        return self.caches[layer] if self.caches is not None else None
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """`compute()` the first time that this pass asks for `key`, the remembered value afterwards."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def first(self, key: Any) -> bool:
+        """True the first time only: guards a side effect against being repeated by recomputation."""
+        known = key in self._memo
+        self._memo[key] = True
+        return not known
+
+    def mask(self) -> Tensor | None:
+        """`[B or 1, 1, S, past + S]` bool, True where a query may look; None when plain causal or a single query says it all."""
+        return self.once("mask", self._mask)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether `scaled_dot_product_attention` should apply its own causal mask."""
+        return self.mask() is None and self.positions.shape[1] > 1
+
+    def _mask(self) -> Tensor | None:
+        length, past = self.positions.shape[1], self.past
+        if self.segments is not None:
+            if past:
+                raise AssertionError("packed documents have no cache")
+            same = self.segments[:, None, :, None] == self.segments[:, None, None, :]
+            return same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
+        if past == 0 or length == 1:
+            return None
+        query = torch.arange(past, past + length, device=self.positions.device)
+        return (query[:, None] >= torch.arange(past + length, device=query.device))[None, None]
+
+
+class Attention(Protocol):
+    """Mixes positions, causally. `forward` honours `context.mask()` and appends to `context.cache(layer)`."""
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        """`[B, S, D] -> [B, S, D]`"""
+        ...
+
+    def new_cache(self, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """An empty cache for `length` positions of this layer."""
+        ...
+
+
+class FeedForward(Protocol):
+    """Transforms every position alone.
+
+    One that talks to other ranks also offers its phases `route`, `dispatch`, `experts` and `combine`, of
+    which `forward` is the composition, so that a schedule can overlap them. One with statistics keeps them
+    in buffers and offers `after_step`.
+    """
+
+    def __call__(self, x: Tensor, context: Context) -> Tensor:
+        """`[B, S, D] -> [B, S, D]`"""
+        ...
+
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all ranks that share the batch; the identity in one process."""
+
+
+class AfterStep(Protocol):
+    """A module that acts once per optimizer step: bias updates, load metrics."""
+
+    def after_step(self, reduce: Reduce) -> Mapping[str, float]:
+        """Returns metrics by name."""
+        ...
+
+
+class Precision(Protocol):
+    """Makes the matrices of a model and says how they are stored and computed with."""
+
+    compute_dtype: torch.dtype
+    """Dtype of activations."""
+
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> nn.Module:
+        """`[..., d_in] -> [..., d_out]`, parameter `weight` `[d_out, d_in]`; `dense()` gives the matrix in the compute dtype."""
+        ...
+
+    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> nn.Module:
+        """Rows sorted by expert `[N, d_in]` and counts `[E]` to `[N, d_out]`, parameter `weight` `[E, d_out, d_in]`."""
+        ...
+
+    def storage_dtype(self, role: Role) -> torch.dtype:
+        """Dtype in which a parameter of this role is kept for training."""
+        ...
+
+    def cast(self, dtype: torch.dtype) -> Precision:
+        """The same recipe storing and computing in `dtype`, for inference and for tests."""
+        ...
+
+
+@dataclass
+class Batch:
+    """One batch of token ids with its targets."""
+
+    input_ids: Tensor
+    """`[B, S]` int64."""
+    targets: Tensor
+    """`[B, S]` int64, the next token of each position, `IGNORE` where there is none."""
+    segments: Tensor | None = None
+    """`[B, S]` int64, document of each token, when attention must not cross documents."""
+    valid: Tensor | None = None
+    """`[B, S]` bool, False for padding."""
+
+    def chunks(self, count: int) -> list[Batch]:
+        """Splits the rows into `count` equal micro-batches."""
+        rows = self.input_ids.shape[0]
+        if rows % count:
+            raise ValueError(f"{rows} rows do not split into {count} equal micro-batches")
+        fields = [None if t is None else t.chunk(count) for t in (self.input_ids, self.targets, self.segments, self.valid)]
+        return [Batch(*(None if f is None else f[i] for f in fields)) for i in range(count)]  # type: ignore[arg-type]
+
+
+IGNORE = -100
+"""Target of a position that has no next token, as in `torch.nn.functional.cross_entropy`."""
+
+
+@dataclass
+class Loss:
+    """What a step minimised."""
+
+    total: Tensor
+    """The weighted sum of all objectives and auxiliary losses."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Each objective's loss before its weight, in nats per target; auxiliary losses as they enter the total."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Hidden:
+    """What the backbone hands to the objectives."""
+
+    raw: Tensor
+    """`[B, S, D]` after the last block."""
+    normed: Tensor
+    """`[B, S, D]` after the final norm: what the head reads."""
+    context: Context
+
+
+class Objective(Protocol):
+    """Something that training minimises."""
+
+    def extend(self, model: CausalLM, site: Site) -> nn.Module | None:
+        """Modules that this objective adds to the model, or None."""
+        ...
+
+    def count(self, batch: Batch) -> Tensor:
+        """How many targets `batch` holds. A step sums this over its micro-batches and ranks."""
+        ...
+
+    def loss(self, model: CausalLM, batch: Batch, hidden: Hidden, count: Tensor) -> Loss:
+        """Its weighted loss on one micro-batch: a sum over targets divided by the whole step's `count`."""
+        ...
+
+
+class Parallelism(Protocol):
+    """Where a model lies and who runs what."""
+
+    def place(self, model: CausalLM) -> CausalLM:
+        """Moves or shards an assembled model."""
+        ...
+
+    def step(self, model: CausalLM, batch: Batch) -> Loss:
+        """Forward and backward of one optimizer step; gradients are left in `.grad`."""
+        ...
+
+    def evaluate(self, model: CausalLM, batch: Batch) -> Loss:
+        """Forward only, without statistics."""
+        ...
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """Sums over the ranks that share a batch."""
+        ...

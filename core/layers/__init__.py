@@ -1,0 +1,1 @@
+"""Bricks that several components share: linear layers, RMSNorm, RoPE."""

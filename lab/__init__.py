@@ -1,0 +1,1 @@
+"""What people do with models: data, training, studies, reports."""

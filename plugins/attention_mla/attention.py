@@ -1,0 +1,96 @@
+"""Multi-head latent attention in both of its forms (DeepSeek-V3, equations 1 to 11).
+
+With `c` the normed latent and `k_pe` the rotary key that all heads share,
+
+    k_nope, v = split(W_kvb c)        score = (q_nope . k_nope + q_pe . k_pe) * scale        o = P v
+
+*Expanded*, as written: keys and values of every head are made and attention is the usual one. Best for training and
+prompts, where the cost of making them is shared by many queries. *Absorbed*: since `k_nope = W_UK c` and
+`v = W_UV c` are linear in `c`,
+
+    score = ((W_UK^T q_nope) . c + q_pe . k_pe) * scale        o = W_UV (P c)
+
+so that attention runs on the latent itself, one key-value head for all query heads, and decoding reads
+`kv_lora_rank + qk_rope_head_dim` numbers per position instead of expanding the whole cache at every step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from ...core.cache import LayerCache
+from ...core.contracts import Context
+from ...core.layers.rope import rotate, softmax_multiplier, tables
+from ...core.site import Site
+from .options import MLAOptions
+
+ABSORBED_QUERIES = 64
+"""Up to this many new positions on top of a cache are attended in absorbed form; more amortise the expansion."""
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """`[B, S, D] -> [B, S, D]`, causal; the cache keeps the normed latent, then the rotary key after RoPE."""
+
+    def __init__(self, options: MLAOptions, site: Site) -> None:
+        super().__init__()
+        self.options, self.layer, self.heads = options, site.layer or 0, site.num_attention_heads
+        self.nope, self.rope, self.value = options.qk_nope_head_dim, options.qk_rope_head_dim, options.v_head_dim
+        self.latent, self.scale = options.kv_lora_rank, (self.nope + self.rope) ** -0.5 * softmax_multiplier(options.rope)
+        d, query, eps = site.hidden_size, self.heads * (self.nope + self.rope), options.latent_norm_eps
+        if options.q_lora_rank is None:
+            self.q_proj = site.linear(d, query)
+        else:
+            self.q_a_proj = site.linear(d, options.q_lora_rank)
+            self.q_a_layernorm = site.norm(options.q_lora_rank, eps=eps)
+            self.q_b_proj = site.linear(options.q_lora_rank, query)
+        self.kv_a_proj_with_mqa = site.linear(d, self.latent + self.rope)
+        self.kv_a_layernorm = site.norm(self.latent, eps=eps)
+        self.kv_b_proj = site.linear(self.latent, self.heads * (self.nope + self.value))
+        self.o_proj = site.linear(self.heads * self.value, d)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q_nope, q_pe, c, k_pe = self._project(x, context)
+        if (cache := context.cache(self.layer)) is not None:
+            (stored,) = cache.append(latent=torch.cat((c, k_pe), dim=-1))
+            c, k_pe = stored.split([self.latent, self.rope], dim=-1)
+            if context.past > 0 and x.shape[1] <= ABSORBED_QUERIES:
+                return self.o_proj(self._absorbed(q_nope, q_pe, stored, context))
+        return self.o_proj(self._expanded(q_nope, q_pe, c, k_pe, context))
+
+    def new_cache(self, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        return LayerCache({"latent": (self.latent + self.rope,)}, batch=batch, capacity=length, device=device, dtype=dtype)
+
+    def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries `[B, S, H, nope]` and `[B, S, H, rope]`, normed latent `[B, S, latent]`, rotary key `[B, S, rope]`."""
+        q = self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        q_nope, q_pe = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], dim=-1)
+        c, k_pe = self.kv_a_proj_with_mqa(x).split([self.latent, self.rope], dim=-1)
+        table, interleaved = tables(self.options.rope, self.rope, context), self.options.rope_interleave
+        q_pe, k_pe = rotate(q_pe, table, interleaved=interleaved), rotate(k_pe, table, interleaved=interleaved)
+        return q_nope, q_pe, self.kv_a_layernorm(c), k_pe
+
+    def _expanded(self, q_nope: Tensor, q_pe: Tensor, c: Tensor, k_pe: Tensor, context: Context) -> Tensor:
+        """Attention on every head's own keys and values: `[B, S, H * value]`."""
+        k_nope, v = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)).split([self.nope, self.value], dim=-1)
+        k = torch.cat((k_nope, k_pe.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
+        q = torch.cat((q_nope, q_pe), dim=-1)
+        y = scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=context.mask(), is_causal=context.is_causal, scale=self.scale
+        )
+        return y.transpose(1, 2).flatten(-2)
+
+    def _absorbed(self, q_nope: Tensor, q_pe: Tensor, stored: Tensor, context: Context) -> Tensor:
+        """Attention on the latents: heads become queries of one shared head, `[B, S, H * value]`."""
+        batch, length = q_nope.shape[:2]
+        w_uk, w_uv = self.kv_b_proj.dense(q_nope.dtype).unflatten(0, (self.heads, -1)).split([self.nope, self.value], dim=1)
+        q = torch.cat((torch.einsum("bshn,hnc->bshc", q_nope, w_uk), q_pe), dim=-1)
+        mask = context.mask()
+        if mask is not None:
+            mask = mask.repeat_interleave(self.heads, dim=2)
+        c = stored[..., : self.latent]
+        y = scaled_dot_product_attention(
+            q.flatten(1, 2).unsqueeze(1), stored.unsqueeze(1), c.unsqueeze(1), attn_mask=mask, scale=self.scale
+        )
+        return torch.einsum("bshc,hvc->bshv", y.reshape(batch, length, self.heads, self.latent), w_uv).flatten(-2)

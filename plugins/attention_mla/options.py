@@ -1,0 +1,77 @@
+"""Options of MLA, and what follows from them without building anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from ...core.component import Cost, Options
+from ...core.layers.rope import RopeOptions
+from ...core.site import Site
+from ...core.weights import Weight, linear, norm
+
+if TYPE_CHECKING:
+    from .attention import MultiHeadLatentAttention
+
+
+class MLAOptions(Options):
+    q_lora_rank: int | None = Field(default=None, gt=0)
+    """Width of the query latent; queries come straight from the input when None (V2-Lite, Moonlight)."""
+    kv_lora_rank: int = Field(gt=0)
+    """Width of the latent from which all heads' keys and values are made."""
+    qk_nope_head_dim: int = Field(gt=0)
+    """Width of a head's query and key that carries no position."""
+    qk_rope_head_dim: int = Field(gt=0)
+    """Width of the rotary part; the rotary key is shared by all heads."""
+    v_head_dim: int = Field(gt=0)
+    """Width of a head's value."""
+    rope: RopeOptions = RopeOptions()
+    rope_interleave: bool = True
+    """Whether rotary pairs are neighbours, as in DeepSeek's weights."""
+    latent_norm_eps: float = Field(default=1e-6, gt=0)
+    """Epsilon of the two norms on the latents; 1e-6 in the released code whatever `rms_norm_eps` says."""
+
+
+def check(options: MLAOptions, site: Site) -> Iterator[str]:
+    if options.qk_rope_head_dim % 2:
+        yield f"qk_rope_head_dim = {options.qk_rope_head_dim} is odd, and RoPE turns pairs. Use an even number."
+
+
+def weights(options: MLAOptions, site: Site) -> list[Weight]:
+    d, heads = site.hidden_size, site.num_attention_heads
+    query = heads * (options.qk_nope_head_dim + options.qk_rope_head_dim)
+    if options.q_lora_rank is None:
+        rows = linear("q_proj", d, query, shard="column")
+    else:
+        rows = [
+            *linear("q_a_proj", d, options.q_lora_rank),
+            norm("q_a_layernorm", options.q_lora_rank),
+            *linear("q_b_proj", options.q_lora_rank, query, shard="column"),
+        ]
+    return [
+        *rows,
+        *linear("kv_a_proj_with_mqa", d, options.kv_lora_rank + options.qk_rope_head_dim),
+        norm("kv_a_layernorm", options.kv_lora_rank),
+        *linear("kv_b_proj", options.kv_lora_rank, heads * (options.qk_nope_head_dim + options.v_head_dim), shard="column"),
+        *linear("o_proj", heads * options.v_head_dim, d, shard="row"),
+    ]
+
+
+def cost(options: MLAOptions, site: Site) -> Cost:
+    heads, latent, rope = site.num_attention_heads, options.kv_lora_rank, options.qk_rope_head_dim
+    key, value = options.qk_nope_head_dim + rope, options.v_head_dim
+    query_latent = 2 * (options.q_lora_rank or 0)
+    return Cost(
+        pair_macs=heads * (key + value),
+        cache_elements=latent + rope,
+        saved_elements=site.hidden_size + query_latent + 2 * latent + heads * (2 * key + 2 * value),
+        saved_fp32=heads,
+    )
+
+
+def build(options: MLAOptions, site: Site) -> MultiHeadLatentAttention:
+    from .attention import MultiHeadLatentAttention
+
+    return MultiHeadLatentAttention(options, site)

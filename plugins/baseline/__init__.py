@@ -1,0 +1,52 @@
+"""The plain part that each feature is compared with: grouped-query attention, a dense SwiGLU, native
+precision, one process, next-token prediction."""
+
+from __future__ import annotations
+
+from ...core.component import Component, Storage
+from ...core.hookspecs import hookimpl
+from . import options as o
+
+BESTIARY_API = 1
+
+
+@hookimpl
+def bestiary_precision() -> list[Component]:
+    return [
+        Component("fp32", o.NativeOptions, o.build_fp32, storage=lambda _: Storage(4, 4, 8, 4, 4, 4), summary="Everything in fp32."),
+        Component(
+            "bf16",
+            o.NativeOptions,
+            o.build_bf16,
+            storage=lambda _: Storage(4, 4, 8, 2, 2, 2),
+            summary="bf16 activations and products; training keeps fp32 master weights, gradients and moments.",
+        ),
+    ]
+
+
+@hookimpl
+def bestiary_attention() -> Component:
+    return Component(
+        "gqa",
+        o.GQAOptions,
+        o.build_gqa,
+        o.gqa_weights,
+        o.gqa_cost,
+        o.gqa_check,
+        summary="Grouped-query attention; with one key-value head MQA, with as many as query heads MHA.",
+    )
+
+
+@hookimpl
+def bestiary_ffn() -> Component:
+    return Component("dense", o.DenseOptions, o.build_dense, o.dense_weights, o.dense_cost, summary="SwiGLU: down(silu(gate x) * up x).")
+
+
+@hookimpl
+def bestiary_objective() -> Component:
+    return Component("next-token", o.NextTokenOptions, o.build_next_token, summary="Cross-entropy of the next token.")
+
+
+@hookimpl
+def bestiary_parallelism() -> Component:
+    return Component("local", o.LocalOptions, o.build_local, summary="One process, one device.")

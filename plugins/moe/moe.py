@@ -1,0 +1,115 @@
+"""The mixture of experts: `y = shared(x) + sum_k w_k expert_k(x)` (DeepSeek-V3, equation 12).
+
+The forward pass is the composition of four phases, so that a schedule can put communication between them:
+*route* picks experts, *dispatch* sorts token copies by expert, *experts* computes, *combine* brings the
+results back to their tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from ...core.auxiliary import attach
+from ...core.contracts import Context, Reduce
+from ...core.layers.swiglu import SwiGLU
+from ...core.site import Site
+from .balance import balance_loss, expert_load, max_violation
+from .hookspecs import Router, Routing
+from .options import MoEOptions, router_site
+
+
+@dataclass
+class Dispatched:
+    """Token copies sorted by expert."""
+
+    rows: Tensor
+    """`[N, D]`, N = T * K."""
+    counts: Tensor
+    """`[E]` int64, rows of each expert."""
+    order: Tensor
+    """`[N]`: row n is copy `order[n]` of the unsorted `[T, K]` copies."""
+
+
+class Experts(nn.Module):
+    """All routed experts, each a SwiGLU, as two stacked linear layers."""
+
+    def __init__(self, experts: int, intermediate_size: int, site: Site) -> None:
+        super().__init__()
+        self.gate_up_proj = site.grouped(experts, site.hidden_size, 2 * intermediate_size)
+        self.down_proj = site.grouped(experts, intermediate_size, site.hidden_size)
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """`[N, D]` sorted by expert, `[E]` counts, to `[N, D]`."""
+        gate, up = self.gate_up_proj(rows, counts).chunk(2, dim=-1)
+        return self.down_proj(silu(gate) * up, counts)
+
+
+class MixtureOfExperts(nn.Module):
+    """`[B, S, D] -> [B, S, D]`"""
+
+    load: Tensor
+
+    def __init__(self, options: MoEOptions, site: Site) -> None:
+        super().__init__()
+        self.options, self.count, self.k = options, options.n_routed_experts, options.num_experts_per_tok
+        self.gate = site.child(options.router, router_site(options, site))
+        self.experts = Experts(self.count, options.intermediate_size, site)
+        shared = options.n_shared_experts * options.intermediate_size
+        self.shared_experts = SwiGLU(site, shared) if shared else None
+        self.register_buffer("load", torch.zeros(self.count, dtype=torch.int64), persistent=False)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        routing = self.route(x, context)
+        sent = self.dispatch(x.flatten(0, -2), routing)
+        routed = self.combine(self.experts(sent.rows, sent.counts), sent, routing).view_as(x)
+        return routed if self.shared_experts is None else routed + self.shared_experts(x)
+
+    def route(self, x: Tensor, context: Context) -> Routing:
+        """Chooses experts, counts the load, and attaches the balance loss: `[B, S, D]` to `Routing` of `T = B * S`."""
+        routing = cast(Router, self.gate)(x.flatten(0, -2))
+        if self.training and not x.is_meta:
+            valid = context.valid
+            if context.first((id(self), "load")):
+                self.load += expert_load(routing.experts, self.count, None if valid is None else valid.flatten())
+            if self.options.aux_loss_alpha and routing.scores is not None:
+                routing.weights = self._with_balance_loss(routing, x.shape[:2], context)
+        return routing
+
+    def dispatch(self, x: Tensor, routing: Routing) -> Dispatched:
+        """Copies each of `[T, D]` once per chosen expert and sorts the copies by expert."""
+        chosen = routing.experts.flatten()
+        order = chosen.argsort(stable=True)
+        counts = chosen.new_empty(self.count) if x.is_meta else torch.bincount(chosen, minlength=self.count)
+        return Dispatched(x.index_select(0, order // self.k), counts, order)
+
+    def combine(self, rows: Tensor, sent: Dispatched, routing: Routing) -> Tensor:
+        """Weighted sum of each token's copies: `[N, D]` sorted by expert to `[T, D]`."""
+        back = torch.empty_like(sent.order).scatter_(0, sent.order, torch.arange(len(sent.order), device=rows.device))
+        copies = rows.index_select(0, back).unflatten(0, (-1, self.k))
+        return torch.bmm(routing.weights.to(rows.dtype).unsqueeze(1), copies).squeeze(1)
+
+    @torch.no_grad()
+    def after_step(self, reduce: Reduce) -> Mapping[str, float]:
+        """Balances on the load of the step just taken, over all ranks, and forgets it; reports MaxVio."""
+        load = reduce(self.load.clone())
+        self.load.zero_()
+        if not load.sum():
+            return {}
+        if hasattr(self.gate, "balance"):
+            cast(Router, self.gate).balance(load)
+        return {"max_vio": max_violation(load)}
+
+    def _with_balance_loss(self, routing: Routing, shape: torch.Size, context: Context) -> Tensor:
+        assert routing.scores is not None
+        scores, experts, valid = routing.scores.unflatten(0, shape), routing.experts.unflatten(0, shape), context.valid
+        if not self.options.seq_aux:
+            scores, experts = scores.flatten(0, 1)[None], experts.flatten(0, 1)[None]
+            valid = None if valid is None else valid.flatten()[None]
+        loss = self.options.aux_loss_alpha * balance_loss(scores, experts, valid)
+        return attach(routing.weights, loss, context, name="balance", key=id(self))

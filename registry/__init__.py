@@ -1,0 +1,1 @@
+"""The catalog of manifests, and checkpoints in the layouts of the Hugging Face Hub."""
