@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from .cache import Cache
 from .contracts import Attention, Batch, Context, FeedForward, Hidden, Loss, Objective, Precision, Reduce
+from .layers.cross_entropy import summed_cross_entropy
 from .layers.norm import RMSNorm
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ class CausalLM(nn.Module):
 
     def token_loss(self, normed: Tensor, targets: Tensor) -> Tensor:
         """Summed cross-entropy in nats of `[B, S, D]` against `[B, S]`, ignored targets left out; fp32."""
-        logits = self.logits(normed).flatten(0, -2).float()
-        return F.cross_entropy(logits, targets.flatten(), reduction="sum")
+        return summed_cross_entropy(self.logits(normed).flatten(0, -2), targets.flatten())
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty decoding cache for `batch` sequences of up to `length` positions."""

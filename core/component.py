@@ -117,12 +117,12 @@ class Component(Generic[T]):
     name: str
     """What a manifest's `use` says."""
     options: type[Options]
-    build: Callable[[Any, Site], T]
+    build: Callable[[Any, Any], T]
     """Makes the module. It is called under `torch.device("meta")`; nothing may be computed from parameters here."""
-    weights: Callable[[Any, Site], Sequence[Weight]] = _no_weights
+    weights: Callable[[Any, Any], Sequence[Weight]] = _no_weights
     """Every parameter and persistent buffer that `build` makes, with its Hub layout and how it may be sharded."""
-    cost: Callable[[Any, Site], Cost] = _no_cost
-    check: Callable[[Any, Site], Iterable[str]] = _no_check
+    cost: Callable[[Any, Any], Cost] = _no_cost
+    check: Callable[[Any, Any], Iterable[str]] = _no_check
     """What is wrong with these options at this site, as sentences; runs before anything is built."""
     storage: Callable[[Any], Storage] = _native_storage
     """Precision components only: how many bytes a number takes."""

@@ -1,6 +1,13 @@
-"""Stacked linear layers, one per expert, over rows that are sorted by expert."""
+"""Stacked linear layers, one per expert, over rows that are sorted by expert.
+
+On a GPU this is one grouped GEMM. On a CPU it is one GEMM per expert over contiguous rows, whose weight gradient is
+written straight into the stacked buffer; indexing the stack under autograd instead would allocate a whole
+stack of zeros per expert.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +16,13 @@ from torch.nn.functional import grouped_mm
 from .. import weight_gradients
 from ..weight_gradients import WeightGradients, accumulate
 
+ROW_MULTIPLE = 32
+"""On a CPU rows per expert are rounded up to this where they are many: oneDNN compiles a kernel for each new shape
+(0.35 ms) and remembers 1024 of them, so that shapes should be few."""
+
 
 class GroupedLinear(nn.Module):
-    """Row n of expert e: `x[n] @ weight[e].T`. Parameter `weight` `[E, d_out, d_in]`, without the name `weight` on the Hub."""
+    """Row n of expert e: `x[n] @ weight[e].T`. Parameter `weight` `[E, d_out, d_in]`."""
 
     def __init__(self, experts: int, d_in: int, d_out: int) -> None:
         super().__init__()
@@ -19,41 +30,62 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """`[N, d_in]` rows and `[E]` int64 counts, `counts.sum() == N`, to `[N, d_out]`."""
-        store = weight_gradients.active()
-        if store is not None and torch.is_grad_enabled():
-            return SplitGrouped.apply(x, self.weight, counts, store)
-        return grouped(x, self.weight.to(x.dtype), counts)
+        if x.is_meta:  # the assembly's shape check has no counts
+            return x.new_empty(x.shape[0], self.weight.shape[1])
+        store = weight_gradients.active() if torch.is_grad_enabled() else None
+        if store is None:
+            return grouped(x, self.weight.to(x.dtype), counts)
+        return _Grouped.apply(x, self.weight, counts.tolist(), store)  # type: ignore[return-value]
+
+    def row_multiple(self, rows: int) -> int:
+        """What rows per expert should be a multiple of when `rows` rows are spread over all experts."""
+        return ROW_MULTIPLE if self.weight.device.type == "cpu" and rows >= ROW_MULTIPLE * self.weight.shape[0] else 1
+
+    def extra_repr(self) -> str:
+        experts, d_out, d_in = self.weight.shape
+        return f"{experts} x ({d_in} -> {d_out})"
 
 
 def grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """`[N, d_in]`, `[E, d_out, d_in]`, `[E]` to `[N, d_out]`."""
-    if x.is_meta:  # the assembly's shape check has no counts
-        return x.new_empty(x.shape[0], weight.shape[1])
-    if x.dtype == torch.float64:
-        return torch.cat([rows @ w.T for rows, w in zip(x.split(counts.tolist()), weight.unbind(0), strict=True)])
-    return grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
+    if x.is_cuda and x.dtype == torch.bfloat16:
+        return grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
+    return _Grouped.apply(x, weight, counts.tolist(), None)  # type: ignore[return-value]
 
 
-class SplitGrouped(torch.autograd.Function):
-    """`grouped` whose weight gradient goes through a `WeightGradients` store."""
+class _Grouped(torch.autograd.Function):
+    """One GEMM per expert; the weight gradient goes to autograd, or to a store if there is one."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: nn.Parameter, counts: Tensor, store: WeightGradients) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, counts)
-        ctx.weight, ctx.store = weight, store
-        return grouped(x, weight.to(x.dtype), counts)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int], store: WeightGradients | None) -> Tensor:
+        ctx.sizes, ctx.store = sizes, store
+        ctx.save_for_backward(x, *([] if store else [weight]))
+        ctx.parameter = weight if store else None
+        out = x.new_empty(x.shape[0], weight.shape[1])
+        for rows, to, w in zip(x.split(sizes), out.split(sizes), weight.to(x.dtype).unbind(), strict=True):
+            torch.mm(rows, w.t(), out=to)
+        return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None, None]:  # type: ignore[override]
-        (x, counts), weight, grad = ctx.saved_tensors, ctx.weight, grad.contiguous()
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (x, *saved), sizes, grad = ctx.saved_tensors, ctx.sizes, grads[0].contiguous()
+        weight = saved[0] if saved else ctx.parameter
+        x_grad = _input_gradient(grad, weight.to(grad.dtype), sizes) if ctx.needs_input_grad[0] else None
+        if ctx.store is not None:
+            ctx.store.put(lambda: accumulate(weight, _weight_gradient(grad, x, sizes)))
+            return x_grad, None, None, None
+        return x_grad, _weight_gradient(grad, x, sizes) if ctx.needs_input_grad[1] else None, None, None
 
-        def weight_gradient() -> None:
-            with torch.no_grad():
-                sizes = counts.tolist()
-                pairs = zip(grad.split(sizes), x.split(sizes), strict=True)
-                accumulate(weight, torch.stack([g.T @ rows for g, rows in pairs]))
 
-        if weight.requires_grad:
-            ctx.store.put(weight_gradient)
-        x_grad = grouped(grad, weight.to(grad.dtype).transpose(1, 2), counts) if ctx.needs_input_grad[0] else None
-        return x_grad, None, None, None
+def _input_gradient(grad: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    out = grad.new_empty(grad.shape[0], weight.shape[2])
+    for rows, to, w in zip(grad.split(sizes), out.split(sizes), weight.unbind(), strict=True):
+        torch.mm(rows, w, out=to)
+    return out
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, sizes: list[int]) -> Tensor:
+    out = grad.new_empty(len(sizes), grad.shape[1], x.shape[1])
+    for g, rows, to in zip(grad.split(sizes), x.split(sizes), out.unbind(), strict=True):
+        torch.mm(g.t(), rows, out=to)
+    return out

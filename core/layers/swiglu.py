@@ -1,9 +1,15 @@
-"""SwiGLU (Shazeer, 2020), the feed-forward layer of dense blocks and of shared experts."""
+"""SwiGLU (Shazeer, 2020), the feed-forward layer of dense blocks and of experts: `down(silu(gate x) * up x)`.
+
+The product keeps nothing but its two inputs for the backward pass; `silu` is computed again there.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn import functional as F
 
 from ..site import Site
 
@@ -18,4 +24,43 @@ class SwiGLU(nn.Module):
         self.down_proj = site.linear(intermediate_size, site.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """`silu(gate) * up` of `[..., 2 I]`, gate first, to `[..., I]`."""
+    return _GatedHalves.apply(gate_up)  # type: ignore[return-value]
+
+
+class _Gated(torch.autograd.Function):
+    """`silu(gate) * up` of two tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * F.silu(gate)
+
+
+class _GatedHalves(torch.autograd.Function):
+    """`silu(gate) * up` of the two halves of one tensor; both gradients are written into one."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=-1)
+        out = torch.empty_like(gate_up)
+        to_gate, to_up = out.chunk(2, dim=-1)
+        torch.mul(grads[0], F.silu(gate), out=to_up)
+        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=to_gate)
+        return out

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from ...core.cache import LayerCache
 from ...core.contracts import Context
+from ...core.layers.attend import attend
 from ...core.layers.rope import rotate, softmax_multiplier, tables
 from ...core.site import Site
 from .options import MLAOptions
@@ -76,9 +76,8 @@ class MultiHeadLatentAttention(nn.Module):
         k_nope, v = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)).split([self.nope, self.value], dim=-1)
         k = torch.cat((k_nope, k_pe.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
         q = torch.cat((q_nope, q_pe), dim=-1)
-        y = scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=context.mask(), is_causal=context.is_causal, scale=self.scale
-        )
+        heads = (t.transpose(1, 2) for t in (q, k, v))
+        y = attend(*heads, scale=self.scale, mask=context.mask(), causal=context.is_causal)
         return y.transpose(1, 2).flatten(-2)
 
     def _absorbed(self, q_nope: Tensor, q_pe: Tensor, stored: Tensor, context: Context) -> Tensor:
@@ -90,7 +89,6 @@ class MultiHeadLatentAttention(nn.Module):
         if mask is not None:
             mask = mask.repeat_interleave(self.heads, dim=2)
         c = stored[..., : self.latent]
-        y = scaled_dot_product_attention(
-            q.flatten(1, 2).unsqueeze(1), stored.unsqueeze(1), c.unsqueeze(1), attn_mask=mask, scale=self.scale
-        )
+        heads = (t.unsqueeze(1) for t in (q.flatten(1, 2), stored, c))
+        y = attend(*heads, scale=self.scale, mask=mask, causal=False)
         return torch.einsum("bshc,hvc->bshv", y.reshape(batch, length, self.heads, self.latent), w_uv).flatten(-2)

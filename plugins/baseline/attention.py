@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from ...core.cache import LayerCache
 from ...core.contracts import Context
+from ...core.layers.attend import attend
 from ...core.layers.rope import rotate, tables
 from ...core.site import Site
 from .options import GQAOptions, gqa_sizes
@@ -37,14 +37,7 @@ class GroupedQueryAttention(nn.Module):
         mask, causal = context.mask(), context.is_causal
         if (cache := context.cache(self.layer)) is not None:
             k, v = cache.append(keys=k, values=v)
-        y = scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=mask,
-            is_causal=causal,
-            enable_gqa=self.heads != self.kv_heads,
-        )
+        y = attend(*(t.transpose(1, 2) for t in (q, k, v)), scale=self.width**-0.5, mask=mask, causal=causal)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
     def new_cache(self, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:

@@ -1,39 +1,26 @@
 """The mixture of experts: `y = shared(x) + sum_k w_k expert_k(x)` (DeepSeek-V3, equation 12).
 
 The forward pass is the composition of four phases, so that a schedule can put communication between them:
-*route* picks experts, *dispatch* sorts token copies by expert, *experts* computes, *combine* brings the
-results back to their tokens.
+*route* picks experts, *dispatch* sorts token copies by expert, *experts* computes and weighs, *combine* sums the
+results of each token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from ...core.auxiliary import attach
 from ...core.contracts import Context, Reduce
-from ...core.layers.swiglu import SwiGLU
+from ...core.layers.swiglu import SwiGLU, swiglu
 from ...core.site import Site
 from .balance import balance_loss, expert_load, max_violation
+from .dispatch import Dispatched, combine, dispatch
 from .hookspecs import Router, Routing
 from .options import MoEOptions, router_site
-
-
-@dataclass
-class Dispatched:
-    """Token copies sorted by expert."""
-
-    rows: Tensor
-    """`[N, D]`, N = T * K."""
-    counts: Tensor
-    """`[E]` int64, rows of each expert."""
-    order: Tensor
-    """`[N]`: row n is copy `order[n]` of the unsorted `[T, K]` copies."""
 
 
 class Experts(nn.Module):
@@ -44,10 +31,10 @@ class Experts(nn.Module):
         self.gate_up_proj = site.grouped(experts, site.hidden_size, 2 * intermediate_size)
         self.down_proj = site.grouped(experts, intermediate_size, site.hidden_size)
 
-    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """`[N, D]` sorted by expert, `[E]` counts, to `[N, D]`."""
-        gate, up = self.gate_up_proj(rows, counts).chunk(2, dim=-1)
-        return self.down_proj(silu(gate) * up, counts)
+    def forward(self, sent: Dispatched) -> Tensor:
+        """Rows `[R, D]` to weighted outputs `[R, D]`; the weight goes on the hidden layer, where it is narrow."""
+        hidden = swiglu(self.gate_up_proj(sent.rows, sent.counts))
+        return self.down_proj(hidden * sent.weights, sent.counts)
 
 
 class MixtureOfExperts(nn.Module):
@@ -67,7 +54,7 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         routing = self.route(x, context)
         sent = self.dispatch(x.flatten(0, -2), routing)
-        routed = self.combine(self.experts(sent.rows, sent.counts), sent, routing).view_as(x)
+        routed = self.combine(self.experts(sent), sent).view_as(x)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
 
     def route(self, x: Tensor, context: Context) -> Routing:
@@ -83,16 +70,11 @@ class MixtureOfExperts(nn.Module):
 
     def dispatch(self, x: Tensor, routing: Routing) -> Dispatched:
         """Copies each of `[T, D]` once per chosen expert and sorts the copies by expert."""
-        chosen = routing.experts.flatten()
-        order = chosen.argsort(stable=True)
-        counts = chosen.new_empty(self.count) if x.is_meta else torch.bincount(chosen, minlength=self.count)
-        return Dispatched(x.index_select(0, order // self.k), counts, order)
+        return dispatch(x, routing, self.count, multiple=self.experts.gate_up_proj.row_multiple)
 
-    def combine(self, rows: Tensor, sent: Dispatched, routing: Routing) -> Tensor:
-        """Weighted sum of each token's copies: `[N, D]` sorted by expert to `[T, D]`."""
-        back = torch.empty_like(sent.order).scatter_(0, sent.order, torch.arange(len(sent.order), device=rows.device))
-        copies = rows.index_select(0, back).unflatten(0, (-1, self.k))
-        return torch.bmm(routing.weights.to(rows.dtype).unsqueeze(1), copies).squeeze(1)
+    def combine(self, rows: Tensor, sent: Dispatched) -> Tensor:
+        """Sums each token's weighted copies: `[R, D]` sorted by expert to `[T, D]`."""
+        return combine(rows, sent)
 
     @torch.no_grad()
     def after_step(self, reduce: Reduce) -> Mapping[str, float]:
