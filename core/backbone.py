@@ -119,7 +119,7 @@ class CausalLM(nn.Module):
         return self.lm_head(normed)
 
     def token_loss(self, normed: Tensor, targets: Tensor) -> Tensor:
-        """Summed cross-entropy in nats of `[B, S, D]` against `[B, S]`, ignored targets left out; fp32."""
+        """Summed cross-entropy in nats of `[B, S, D]` against `[B, S]`, ignored targets left out; at least fp32."""
         return summed_cross_entropy(self.logits(normed).flatten(0, -2), targets.flatten())
 
     def new_cache(self, batch: int, length: int) -> Cache:

@@ -141,6 +141,7 @@ class Manifest:
             "schema": SCHEMA,
             "description": self.description,
             **self._identity(),
+            "block": self._block(),
             "objective": {key: part.table() for key, part in self.objectives.items()},
             "parallelism": self.parallelism.table(),
             "hub": self.hub.model_dump(mode="json", exclude_defaults=True),
@@ -151,6 +152,16 @@ class Manifest:
         """sha256 over everything that can change a result; `[parallelism]` and `[hub]` cannot."""
         objectives = [[key, part.table()] for key, part in self.objectives.items()]
         return hashlib.sha256(_canonical({**self._identity(), "objective": objectives}).encode()).hexdigest()
+
+    def _block(self) -> dict[str, Any]:
+        """The last layer's components as those of every layer, and rows for the layers that differ, so that a change of
+        `block.attention` laid on top means what it would mean in a manifest written by hand."""
+        base = self.layers[-1].table()
+        rows = {
+            f"{start}:{stop}": {slot: table for slot, table in layer.table().items() if table != base[slot]}
+            for start, stop, layer in self.runs()
+        }
+        return base | {"at": {key: row for key, row in rows.items() if row}}
 
     def _identity(self) -> dict[str, Any]:
         at = {f"{start}:{stop}": layer.table() for start, stop, layer in self.runs()}

@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import ModuleType
@@ -42,6 +43,10 @@ class Origin:
         return f"{self.plugin} ({self.distribution} {self.version})"
 
 
+class DuplicateError(BestiaryError):
+    """Two plugins offer a component of one name: whichever were taken, a manifest would no longer say what it means."""
+
+
 @dataclass
 class Plugins:
     """Every plugin and component that this process knows."""
@@ -54,9 +59,7 @@ class Plugins:
 
     def __post_init__(self) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
-        self._manager.add_hookspecs(hookspecs)
-        for hook in vars(self._manager.hook):
-            self._open_slot(hook)
+        self._open_slots(hookspecs)
 
     def find(self, slot: str, name: str) -> Component[Any]:
         """The component of this name.
@@ -80,16 +83,9 @@ class Plugins:
         Raises:
             BestiaryError: another API version, an unknown hook, or a name that is taken already.
         """
-        stated = getattr(module, "BESTIARY_API", None)
-        if stated != hookspecs.API:
-            raise BestiaryError(
-                f"Plugin '{origin.plugin}' speaks plugin API {stated}, this bestiary speaks {hookspecs.API}. "
-                f"Its module must say BESTIARY_API = {hookspecs.API}; look for a version of {origin.distribution} that does."
-            )
-        for specs in getattr(module, "BESTIARY_HOOKSPECS", ()):
-            self._manager.add_hookspecs(specs)
-            for hook in vars(self._manager.hook):
-                self._open_slot(hook)
+        self.prepare(module, origin)
+        if known := next((known for known in self.origins if known.plugin == origin.plugin), None):
+            raise BestiaryError(f"Two plugins are called '{origin.plugin}': {known} and {origin}. Rename the entry point of one of them.")
         self._manager.register(module, name=origin.plugin)
         try:
             self._check_hooks(origin)
@@ -99,8 +95,39 @@ class Plugins:
             raise
         self.origins.append(origin)
 
-    def _open_slot(self, hook: str) -> None:
-        self.slots.setdefault(hook.removeprefix("bestiary_"), {})
+    def prepare(self, module: ModuleType | Any, origin: Origin) -> None:
+        """Opens the slots that a plugin brings. Done for all plugins first, so that the order in which they are found does not matter.
+
+        Raises:
+            BestiaryError: it speaks another API version.
+        """
+        stated = getattr(module, "BESTIARY_API", None)
+        if stated != hookspecs.API:
+            raise BestiaryError(
+                f"Plugin '{origin.plugin}' speaks plugin API {stated}, this bestiary speaks {hookspecs.API}. "
+                f"Its module must say BESTIARY_API = {hookspecs.API}; look for a version of {origin.distribution} that does."
+            )
+        for specs in getattr(module, "BESTIARY_HOOKSPECS", ()):
+            self._open_slots(specs)
+
+    @contextmanager
+    def remembering(self, plugin: str) -> Iterator[None]:
+        """Notes in `broken` what goes wrong inside, instead of raising it; a duplicate name is raised all the same."""
+        try:
+            yield
+        except DuplicateError:
+            raise
+        except BestiaryError as error:
+            self.broken[plugin] = str(error)
+        except Exception as error:
+            self.broken[plugin] = f"{type(error).__name__}: {error}"
+
+    def _open_slots(self, specs: Any) -> None:
+        names = [name for name in dir(specs) if self._manager.parse_hookspec_opts(specs, name) is not None]
+        if any(name.removeprefix("bestiary_") not in self.slots for name in names):
+            self._manager.add_hookspecs(specs)
+        for name in names:
+            self.slots.setdefault(name.removeprefix("bestiary_"), {})
 
     def _check_hooks(self, origin: Origin) -> None:
         try:
@@ -113,16 +140,19 @@ class Plugins:
             ) from error
 
     def _collect(self, module: Any, origin: Origin) -> None:
-        offered = [(caller.name.removeprefix("bestiary_"), c) for caller, c in self._offers(module)]
-        for slot, component in offered:
-            taken = self.slots[slot].get(component.name)
-            if taken is not None:
-                raise BestiaryError(
-                    f"The {slot} component '{component.name}' is offered by both {taken.origin} and {origin}. "
+        offered: dict[tuple[str, str], Component[Any]] = {}
+        for caller, component in self._offers(module):
+            slot, name = caller.name.removeprefix("bestiary_"), component.name
+            if (slot, name) in offered:
+                raise BestiaryError(f"{origin} offers two {slot} components called '{name}'. Rename one of them.")
+            if (taken := self.slots[slot].get(name)) is not None:
+                raise DuplicateError(
+                    f"The {slot} component '{name}' is offered by both {taken.origin} and {origin}. "
                     f"Block one of them: {BLOCK_VARIABLE}={origin.plugin}."
                 )
-        for slot, component in offered:
-            self.slots[slot][component.name] = replace(component, origin=origin)
+            offered[slot, name] = replace(component, origin=origin)
+        for (slot, name), component in offered.items():
+            self.slots[slot][name] = component
 
     def _offers(self, module: Any) -> Iterator[tuple[Any, Component[Any]]]:
         for caller in self._manager.get_hookcallers(module) or []:
@@ -147,18 +177,18 @@ def discover() -> Plugins:
             continue
         module = importlib.import_module(f"{root}.plugins.{name}")
         plugins.register(module, Origin(name, root, _own_version(), module.__name__))
+    loaded: list[tuple[Any, Origin]] = []
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if point.name in blocked:
             plugins.blocked.append(point.name)
             continue
-        try:
-            plugins.register(point.load(), _origin(point))
-        except BestiaryError as error:
-            if "offered by both" in str(error):
-                raise
-            plugins.broken[point.name] = str(error)
-        except Exception as error:
-            plugins.broken[point.name] = f"{type(error).__name__}: {error}"
+        with plugins.remembering(point.name):
+            module, origin = point.load(), _origin(point)
+            plugins.prepare(module, origin)
+            loaded.append((module, origin))
+    for module, origin in loaded:
+        with plugins.remembering(origin.plugin):
+            plugins.register(module, origin)
     return plugins
 
 

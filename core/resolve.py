@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -13,7 +13,7 @@ from .errors import BestiaryError, Problem, suggest
 from .manifest import SCHEMA, HubOptions, Layer, Manifest, ModelOptions, Setting
 from .plugins import Plugins
 from .plugins import plugins as installed_plugins
-from .slices import layer_tables
+from .slices import SLOTS, layer_tables
 from .tree import Leaf, Tree, join, leaves, merge, plain
 
 SECTIONS = ("schema", "extends", "name", "description", "model", "block", "precision", "parallelism", "objective", "hub")
@@ -94,12 +94,13 @@ class _Resolver:
         schema = self.tree.get("schema")
         if not isinstance(schema, Leaf):
             self.problems.append(Problem("the manifest does not say its schema.", "schema", f"Write schema = {SCHEMA} at its top."))
-        elif schema.value != SCHEMA:
+        elif type(schema.value) is not int or schema.value != SCHEMA:
             self._problem(schema, "schema", f"schema {schema.value!r} is unknown.", f"This bestiary reads schema = {SCHEMA}.")
 
     def _options(self, kind: type[Options], tree: Tree, path: str, *, of: str) -> Any:
         """Checked options of `kind` from `tree`, or None after noting what is wrong."""
-        values, good = {}, True
+        values: dict[str, Any] = {}
+        failed: set[str] = set()
         for key, node in tree.items():
             if key == "use":
                 continue
@@ -110,36 +111,37 @@ class _Resolver:
                 self._problem(
                     node, path, f"'{key}' is a {slot} component: expected a table, found {node.value!r}.", f"Write {key}.use = ..."
                 )
-                good = False
+                failed.add(key)
+            elif (part := self._part(slot, node, join(path, key))) is None:
+                failed.add(key)
             else:
-                values[key] = self._part(slot, node, join(path, key))
-                good = good and values[key] is not None
-        if not good:
-            return None
+                values[key] = part
         try:
             options = kind.model_validate(values)
         except ValidationError as error:
             for detail in error.errors():
-                self._validation(kind, detail, tree, path, of)
+                if detail["loc"][0] not in failed:
+                    self._validation(kind, detail, tree, path, of)
             return None
         self._record(options, tree, path)
         return options
 
     def _validation(self, kind: type[Options], detail: ErrorDetails, tree: Tree, path: str, of: str) -> None:
-        location = [str(step) for step in detail["loc"]]
-        node = _descend(tree, location)
-        leaf = node if isinstance(node, Leaf) else next(leaves(node), None) if node else next(leaves(tree), None)
-        dotted = ".".join([path, *location])
-        known = [name for name in kind.model_fields]
+        steps = [str(step) for step in detail["loc"]]
+        location, node = _locate(tree, steps)
+        leaf = node if isinstance(node, Leaf) else next(leaves(node), None)
+        option, dotted = ".".join(location), ".".join([path, *location])
         match detail["type"]:
-            case "extra_forbidden" if len(location) == 1:
-                self._problem(leaf, dotted, f"{of} has no option '{location[-1]}'.", suggest(location[-1], known))
+            case "extra_forbidden":
+                self._problem(leaf, dotted, f"{of} has no option '{option}'.", suggest(location[-1], _fields(kind, steps)))
             case "missing":
-                fact = f"{of} needs '{'.'.join(location)}', which is not set."
-                self.problems.append(Problem(fact, f"{leaf.source}: {path}" if leaf else path, f"Set {dotted}."))
+                slot = _sub_slot(kind, option)
+                known = f".use; known: {', '.join(sorted(self.plugins.slots.get(slot, {})))}" if slot else ""
+                fact, where = f"{of} needs '{option}', which is not set.", ".".join([path, *location[:-1]])
+                self.problems.append(Problem(fact, f"{leaf.source}: {where}" if leaf else where, f"Set {dotted}{known}."))
             case _:
-                value = f" (found {leaf.value!r})" if isinstance(node, Leaf) else ""
-                self._problem(leaf, dotted, f"{of}, option '{'.'.join(location)}': {_sentence(detail['msg'])}{value}.")
+                value = f" (found {node.value!r})" if isinstance(node, Leaf) else ""
+                self._problem(leaf, dotted, f"{of}, option '{option}': {_sentence(detail['msg'])}{value}.")
 
     def _record(self, options: Options, tree: Tree, path: str) -> None:
         for name in type(options).model_fields:
@@ -194,23 +196,26 @@ class _Resolver:
         return chosen
 
     def _layers(self, model: ModelOptions | None) -> list[Layer]:
-        """One `Layer` per block; equal tables share one pair of parts."""
-        if model is None:
-            return []
-        tables, problems = layer_tables(self._table("block"), model.num_hidden_layers)
+        """One `Layer` per block; layers of one table share its part."""
+        count = self._raw_layer_count() if model is None else model.num_hidden_layers
+        tables, problems = layer_tables(self._table("block"), count)
         self.problems.extend(problems)
         cache: dict[str, Any] = {}
         layers = []
-        for index, pair in enumerate(tables):
+        for pair in tables:
             made = []
-            for slot in ("attention", "ffn"):
-                tree = pair[slot]
-                key = f"{slot}:{plain(tree)!r}"
-                if key not in cache:
-                    cache[key] = self._part(slot, tree, _layer_path(pair, slot, index))
-                made.append(cache[key])
+            for slot in SLOTS:
+                path, tree = pair[slot].path, pair[slot].tree
+                if path not in cache:
+                    cache[path] = self._part(slot, tree, path)
+                made.append(cache[path])
             layers.append(Layer(*made))
         return layers
+
+    def _raw_layer_count(self) -> int:
+        """The number of layers although something else in `[model]` is wrong; 0 when it is what is wrong."""
+        node = self._table("model").get("num_hidden_layers")
+        return node.value if isinstance(node, Leaf) and type(node.value) is int and node.value > 0 else 0
 
     def _check_parts(self, manifest: Manifest) -> None:
         for path, part in manifest.parts():
@@ -218,25 +223,40 @@ class _Resolver:
         self._stop()
 
 
-def _layer_path(pair: dict[str, Tree], slot: str, index: int) -> str:
-    use = pair[slot].get("use")
-    if isinstance(use, Leaf) and ".at." in use.path:
-        return use.path.rpartition(".")[0]
-    return f"block.{slot}"
-
-
 def _sub_slot(kind: type[Options], key: str) -> str | None:
     info = kind.model_fields.get(key)
     return next((m.slot for m in info.metadata if isinstance(m, SubSlot)), None) if info else None
 
 
-def _descend(tree: Tree, location: list[str]) -> Tree | Leaf | None:
-    node: Tree | Leaf | None = tree
-    for step in location:
-        if not isinstance(node, dict) or step not in node:
-            return node if isinstance(node, Leaf) else None
-        node = node[step]
-    return node
+def _locate(tree: Tree, steps: list[str]) -> tuple[list[str], Tree | Leaf]:
+    """Where a validation error lies: its path without the tags of unions, and the innermost node that exists."""
+    location: list[str] = []
+    node: Tree | Leaf = tree
+    for step in steps:
+        if isinstance(node, dict) and step in node:
+            node = node[step]
+            location.append(step)
+        elif isinstance(node, Leaf) or step == steps[-1]:
+            location.append(step)
+    return location, node
+
+
+def _fields(kind: type[Options], steps: list[str]) -> set[str]:
+    """The options that could have stood in place of the last step."""
+    records = [kind]
+    for step in steps[:-1]:
+        inner = [r for record in records if step in record.model_fields for r in _records(record.model_fields[step].annotation)]
+        tagged = [r for r in records if "type" in r.model_fields and step in get_args(r.model_fields["type"].annotation)]
+        records = inner or tagged or records
+    return {name for record in records for name in record.model_fields}
+
+
+def _records(annotation: Any) -> Iterator[type[Options]]:
+    """The options records in a type such as `Annotated[A | B, ...] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, Options):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _records(inner)
 
 
 def _shown(value: Any) -> Any:

@@ -6,18 +6,29 @@ cover every layer, so that no gap is possible; two rows that fill the same slot 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .errors import Problem, suggest
 from .tree import Leaf, Tree, leaves, merge
 
 SLOTS = ("attention", "ffn")
 
 
-def layer_tables(block: Tree, count: int) -> tuple[list[dict[str, Tree]], list[Problem]]:
+@dataclass(frozen=True)
+class Slot:
+    """What one slot of a layer is filled with."""
+
+    path: str
+    """Dotted path of the table that speaks last: the plain one, or a row of `block.at`."""
+    tree: Tree
+
+
+def layer_tables(block: Tree, count: int) -> tuple[list[dict[str, Slot]], list[Problem]]:
     """For each of `count` layers its attention and ffn tables, and everything that is wrong with the slices."""
     problems = [_unknown(key, node, (*SLOTS, "at"), "block") for key, node in block.items() if key not in (*SLOTS, "at")]
     base = {slot: _table(block.get(slot), f"block.{slot}", problems) for slot in SLOTS}
     owner: list[dict[str, str]] = [{} for _ in range(count)]
-    tables = [dict(base) for _ in range(count)]
+    tables = [{slot: Slot(f"block.{slot}", base[slot]) for slot in SLOTS} for _ in range(count)]
     at = _table(block.get("at"), "block.at", problems)
     for key, row in at.items():
         where = f'block.at."{key}"'
@@ -41,7 +52,7 @@ def layer_tables(block: Tree, count: int) -> tuple[list[dict[str, Tree]], list[P
                 continue
             for i in chosen:
                 owner[i][slot] = key
-                tables[i][slot] = merge(base[slot], table)
+                tables[i][slot] = Slot(f"{where}.{slot}", merge(base[slot], table))
     return tables, problems
 
 

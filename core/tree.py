@@ -1,7 +1,7 @@
 """Manifest data before it is checked: nested tables whose leaves remember who set them.
 
 Merging is deep, with one rule of its own: a table whose `use` changes starts afresh, so that options of
-the old component cannot linger under the new one.
+the old component cannot linger under the new one. The same holds for the `type` of a table without `use`.
 """
 
 from __future__ import annotations
@@ -58,18 +58,15 @@ def leaves(tree: Tree) -> Iterator[Leaf]:
 
 def merge(base: Tree, over: Tree) -> Tree:
     """`base` with everything that `over` says laid on top."""
-    if _use(over) is not None and _use(base) is not None and _use(over) != _use(base):
+    tag = "use" if "use" in base or "use" in over else "type"
+    before, after = base.get(tag), over.get(tag)
+    if isinstance(before, Leaf) and isinstance(after, Leaf) and before.value != after.value:
         return over
     merged = dict(base)
     for key, node in over.items():
         below = merged.get(key)
         merged[key] = merge(below, node) if isinstance(below, dict) and isinstance(node, dict) else node
     return merged
-
-
-def _use(tree: Tree) -> Any:
-    node = tree.get("use")
-    return node.value if isinstance(node, Leaf) else None
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:

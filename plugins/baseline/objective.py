@@ -23,5 +23,5 @@ class NextToken:
         return (batch.targets != IGNORE).sum()
 
     def loss(self, model: CausalLM, batch: Batch, hidden: Hidden, count: Tensor) -> Loss:
-        loss = model.token_loss(hidden.normed, batch.targets) / count
+        loss = model.token_loss(hidden.normed, batch.targets) / count.clamp(min=1)
         return Loss(self.weight * loss, {"next-token": loss.detach()})

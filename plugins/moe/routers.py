@@ -64,9 +64,12 @@ class SigmoidGroup(Gate):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Casts of the whole model leave the bias in at least fp32."""
+        before = self.e_score_correction_bias
         super()._apply(fn, recurse)
-        bias = self.e_score_correction_bias
-        self.e_score_correction_bias = bias.to(torch.promote_types(bias.dtype, torch.float32))
+        after = self.e_score_correction_bias
+        wide = torch.promote_types(after.dtype, torch.float32)
+        if after.dtype != wide:  # the value from before the cast, which has rounded it
+            self.e_score_correction_bias = before.to(after.device, wide)
         return self
 
 
