@@ -1,4 +1,23 @@
-"""The command line."""
+"""The command line. Each verb imports what it needs when it runs, so that `bestiary --help` is quick."""
+
+from __future__ import annotations
+
+import sys
 
 
-def main() -> None: ...
+def main() -> None:
+    """Runs the command line: exit code 0, 1 for input that cannot be used, 2 for wrong usage."""
+    from .app import app
+    from .console import report_error
+
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    from ..core.errors import BestiaryError
+
+    try:
+        app(arguments)
+    except BestiaryError as error:
+        if debug:
+            raise
+        report_error(error)
+        sys.exit(1)

@@ -1,0 +1,19 @@
+"""Every verb, in the order in which a newcomer meets them."""
+
+from __future__ import annotations
+
+import typer
+
+from . import generate, inspect, studies
+
+app = typer.Typer(
+    name="bestiary",
+    help="Language models like DeepSeek-V3, assembled from swappable parts. Add --debug for a traceback.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (inspect.list_, inspect.show, inspect.explain, inspect.validate, inspect.diff, inspect.plugins):
+    app.command(verb.__name__.rstrip("_"))(verb)
+for verb in (studies.train, studies.ablate, generate.generate):
+    app.command(verb.__name__)(verb)

@@ -1,0 +1,39 @@
+"""The verb that continues a text."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .console import Set, err
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A folder that `bestiary train` or `bestiary.save` wrote, or a Hub id.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue; - reads standard input.")] = "-",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k most likely tokens.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw among the fewest tokens that hold this much probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="`bytes`, or a tokenizer.json; by default the one beside the model.")] = None,
+    set: Set = None,
+) -> None:
+    """Continues a prompt, printing tokens as they come."""
+    import torch
+
+    from ..core.host import keep_freed_memory
+    from ..lab.text import stream
+    from ..registry.load import load
+
+    keep_freed_memory()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = load(model, set=set or [], progress=err.is_terminal)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    with torch.inference_mode():
+        for piece in stream(loaded, text, model, tokenizer=tokenizer, max_new_tokens=max_new_tokens, **sampling):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    sys.stdout.write("\n")
