@@ -1,0 +1,94 @@
+"""The header of a safetensors file: which tensors it holds, and where. Nothing in it is believed unchecked.
+
+A file is eight bytes, the length n of the header; n bytes of JSON; then the data. Offsets in the header count from the
+start of the data, and tensors cover it without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BestiaryError
+from .dtypes import SIZES
+
+LONGEST = 100_000_000
+"""Bytes of the longest header that safetensors itself accepts."""
+
+AGAIN = "The file is damaged or incomplete: fetch it again."
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte, from the start of the file."""
+    nbytes: int
+
+
+def read_header(file: Path) -> list[Stored]:
+    """The tensors of a safetensors file, in the order of their bytes.
+
+    Raises:
+        BestiaryError: the file is truncated, or its header is not what the format prescribes.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(0)
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(LONGEST, size - 8):
+                raise BestiaryError(f"{file}: a header of {length:,} bytes does not fit a file of {size:,}. {AGAIN}")
+            text = stream.read(length)
+    except OSError as error:
+        raise BestiaryError(f"{file}: this file cannot be read: {error.strerror}. Check that it exists and may be read.") from error
+    tensors = [_tensor(file, name, entry, 8 + length) for name, entry in _parse(file, text).items() if name != "__metadata__"]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_cover(file, tensors, 8 + length, size)
+    return tensors
+
+
+def _parse(file: Path, text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise BestiaryError(f"{file}: its header is no JSON: {str(error)[:200]}. {AGAIN}") from error
+    if not isinstance(header, dict):
+        raise BestiaryError(f"{file}: its header is no JSON object. {AGAIN}")
+    return header
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
+
+
+def _tensor(file: Path, name: str, entry: Any, start: int) -> Stored:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if dtype in SIZES:
+            counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
+            if counts and 0 <= begin and end - begin == math.prod(shape) * SIZES[dtype]:
+                return Stored(file, name, dtype, tuple(shape), start + begin, end - begin)
+    raise BestiaryError(f"{file}: tensor {name}: dtype, shape and offsets do not fit together: {str(entry)[:200]}. {AGAIN}")
+
+
+def _check_cover(file: Path, tensors: list[Stored], start: int, size: int) -> None:
+    reached = start
+    for tensor in tensors:
+        if tensor.offset != reached:
+            what = "overlaps the one before it" if tensor.offset < reached else "leaves a gap before it"
+            raise BestiaryError(f"{file}: tensor {tensor.name} {what}. {AGAIN}")
+        reached += tensor.nbytes
+    if reached != size:
+        what = f"ends at byte {size:,}, its tensors at {reached:,}"
+        raise BestiaryError(f"{file}: the file {what}. {AGAIN}")
