@@ -60,6 +60,7 @@ class WeightGradients:
         else:
             self._open.append(work)
 
+    @torch.no_grad()
     def run_one(self) -> None:
         """Runs the oldest set."""
         for work in self._sets.popleft():
@@ -96,10 +97,6 @@ class SplitLinear(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
         (x,), weight = ctx.saved_tensors, ctx.weight
 
-        def weight_gradient() -> None:
-            with torch.no_grad():
-                accumulate(weight, grad.flatten(0, -2).T @ x.flatten(0, -2))
-
         if weight.requires_grad:
-            ctx.store.put(weight_gradient)
+            ctx.store.put(lambda: accumulate(weight, grad.flatten(0, -2).T @ x.flatten(0, -2)))
         return (grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None), None, None

@@ -59,8 +59,8 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int], store: WeightGradients | None) -> Tensor:
         ctx.sizes, ctx.store = sizes, store
-        ctx.save_for_backward(x, *([] if store else [weight]))
-        ctx.parameter = weight if store else None
+        ctx.save_for_backward(x, *([weight] if store is None else []))
+        ctx.parameter = None if store is None else weight
         out = x.new_empty(x.shape[0], weight.shape[1])
         for rows, to, w in zip(x.split(sizes), out.split(sizes), weight.to(x.dtype).unbind(), strict=True):
             torch.mm(rows, w.t(), out=to)
@@ -72,7 +72,8 @@ class _Grouped(torch.autograd.Function):
         weight = saved[0] if saved else ctx.parameter
         x_grad = _input_gradient(grad, weight.to(grad.dtype), sizes) if ctx.needs_input_grad[0] else None
         if ctx.store is not None:
-            ctx.store.put(lambda: accumulate(weight, _weight_gradient(grad, x, sizes)))
+            if weight.requires_grad:
+                ctx.store.put(lambda: accumulate(weight, _weight_gradient(grad, x, sizes)))
             return x_grad, None, None, None
         return x_grad, _weight_gradient(grad, x, sizes) if ctx.needs_input_grad[1] else None, None, None
 
