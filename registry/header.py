@@ -77,7 +77,7 @@ def _tensor(file: Path, name: str, entry: Any, start: int) -> Stored:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if dtype in SIZES:
             counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
-            if counts and 0 <= begin and end - begin == math.prod(shape) * SIZES[dtype]:
+            if counts and begin >= 0 and end - begin == math.prod(shape) * SIZES[dtype]:
                 return Stored(file, name, dtype, tuple(shape), start + begin, end - begin)
     raise BestiaryError(f"{file}: tensor {name}: dtype, shape and offsets do not fit together: {str(entry)[:200]}. {AGAIN}")
 

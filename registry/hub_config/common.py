@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from .rules import Config, Inexpressible, Key, Only, Rule, Values
 
@@ -89,7 +89,7 @@ class DividesHidden:
             raise Inexpressible(f"hidden_size = {hidden} is no multiple of num_attention_heads = {heads}, which transformers refuses")
 
 
-def _is_block(size: Any) -> bool:
+def _is_block(size: Any) -> TypeGuard[list[int]]:
     return isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
 
 

@@ -1,0 +1,183 @@
+"""Carries out a plan: reads bytes from files into parameters, by several threads.
+
+Where stored and wanted numbers are the same and the region is contiguous, the kernel copies straight from the page cache into
+the parameter. Everything else goes through one small buffer per thread, so that memory stays at the parameters' size
+whatever the checkpoint looks like.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import FileIO
+from itertools import chain
+from queue import SimpleQueue
+
+import torch
+from torch import Tensor
+
+from ..core.errors import BestiaryError
+from .dequantise import check_scales, dequantise, spread_columns
+from .dtypes import FLOATS
+from .header import AGAIN, Stored
+from .plan import Read
+
+BUFFER = 8 << 20
+"""Bytes of a thread's buffer, more only where a single FP8 block row needs it."""
+
+BATCH = 4 << 20
+"""Bytes that one task reads at least: many small tensors, or one large one."""
+
+Advance = Callable[[int], object]
+
+
+def fill(reads: Sequence[Read], parameters: Mapping[str, Tensor], *, threads: int | None = None, advance: Advance | None = None) -> None:
+    """Fills `parameters` as `reads` say.
+
+    Args:
+        reads: from a plan.
+        parameters: by name, allocated, in the dtypes of the plan.
+        threads: how many read at once; as many as there are processors, at most 8, by default.
+        advance: called with the bytes read since it was last called, from any thread.
+
+    Raises:
+        BestiaryError: a file ends early, or FP8 scales are unusable.
+    """
+    ordered = sorted(reads, key=lambda read: (str(read.source.file), read.source.offset))
+    workers = threads or min(8, os.cpu_count() or 1)
+
+    def run(batch: list[Read]) -> None:
+        reader = idle.get()
+        try:
+            for read in batch:
+                reader.read(read, parameters[read.target].detach()[read.region])
+        finally:
+            idle.put(reader)
+
+    idle: SimpleQueue[_Reader] = SimpleQueue()
+    with ExitStack() as readers, ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
+        for _ in range(workers):
+            idle.put(readers.enter_context(_Reader(advance)))
+        futures = [pool.submit(run, batch) for batch in _batches(ordered)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def check_equal(a: Stored, b: Stored, *, advance: Advance | None = None) -> bool:
+    """Whether two stored tensors hold the same bytes."""
+    if a.nbytes != b.nbytes:
+        return False
+    mine, other = torch.empty(BUFFER, dtype=torch.uint8), torch.empty(BUFFER, dtype=torch.uint8)
+    with _Reader(advance) as first, _Reader(advance) as second:
+        for start in range(0, a.nbytes, BUFFER):
+            size = min(BUFFER, a.nbytes - start)
+            first.bytes(a, start, mine[:size])
+            second.bytes(b, start, other[:size])
+            if not torch.equal(mine[:size], other[:size]):
+                return False
+    return True
+
+
+def _batches(reads: Sequence[Read]) -> Iterator[list[Read]]:
+    batch: list[Read] = []
+    size = 0
+    for read in reads:
+        batch.append(read)
+        size += read.nbytes
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Reader:
+    """One thread's open file and buffer."""
+
+    def __init__(self, advance: Advance | None) -> None:
+        self._advance = advance
+        self._file: FileIO | None = None
+        self._buffer: Tensor | None = None
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read(self, read: Read, out: Tensor) -> None:
+        if read.op == "dequantise":
+            self._dequantise(read, out)
+        elif read.op == "copy" and out.device.type == "cpu" and out.is_contiguous():
+            self.bytes(read.source, 0, out.reshape(-1).view(torch.uint8))
+        else:
+            self._through_buffer(read.source, out)
+
+    def bytes(self, source: Stored, start: int, out: Tensor) -> None:
+        """Bytes of a stored tensor from `start` on into a contiguous uint8 tensor."""
+        stream, view = self._open(source), out.numpy().data
+        stream.seek(source.offset + start)
+        while len(view):
+            got = stream.readinto(view)
+            if not got:
+                raise BestiaryError(f"{source.file}: the file ends inside of tensor {source.name}. {AGAIN}")
+            view = view[got:]
+            if self._advance is not None:
+                self._advance(got)
+
+    def _open(self, source: Stored) -> FileIO:
+        if self._file is None or self._file.name != source.file:
+            if self._file is not None:
+                self._file.close()
+            self._file = FileIO(source.file)
+        return self._file
+
+    def _scratch(self, nbytes: int) -> Tensor:
+        if self._buffer is None or self._buffer.numel() < nbytes:
+            self._buffer = torch.empty(max(BUFFER, nbytes), dtype=torch.uint8)
+        return self._buffer[:nbytes]
+
+    def _through_buffer(self, source: Stored, out: Tensor) -> None:
+        dtype = getattr(torch, FLOATS[source.dtype])
+        start = 0
+        for piece in _pieces(out, BUFFER // dtype.itemsize):
+            scratch = self._scratch(piece.numel() * dtype.itemsize)
+            self.bytes(source, start, scratch)
+            piece.copy_(scratch.view(dtype).view(piece.shape))
+            start += scratch.numel()
+
+    def _dequantise(self, read: Read, out: Tensor) -> None:
+        assert read.scale is not None
+        scale = self._whole(read.scale)
+        check_scales(scale, read.scale.name, str(read.scale.file))
+        height, columns = read.block[0], out.shape[-1]
+        matrices = zip(out.view(-1, *out.shape[-2:]), scale.view(-1, *scale.shape[-2:]), strict=True)
+        start = 0
+        for matrix, blocks in matrices:
+            for rows, factors in zip(matrix.split(height), spread_columns(blocks, read.block, columns), strict=True):
+                scratch = self._scratch(rows.numel())
+                self.bytes(read.source, start, scratch)
+                dequantise(scratch.view(torch.float8_e4m3fn).view(rows.shape), factors, rows)
+                start += rows.numel()
+
+    def _whole(self, source: Stored) -> Tensor:
+        tensor = torch.empty(source.shape, dtype=getattr(torch, FLOATS[source.dtype]))
+        self.bytes(source, 0, tensor.reshape(-1).view(torch.uint8))
+        return tensor
+
+
+def _pieces(out: Tensor, most: int) -> Iterator[Tensor]:
+    """Views of `out` in the order of its elements, of at most `most` elements each where it can be cut."""
+    if out.is_contiguous():
+        yield from out.view(-1).split(most)
+    elif out.numel() <= most or out.ndim < 2:
+        yield out
+    else:
+        yield from chain.from_iterable(_pieces(row, most) for row in out.unbind(0))

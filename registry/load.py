@@ -1,0 +1,124 @@
+"""Checkpoints into models: resolve, read headers, plan, assemble on meta, allocate, fill.
+
+Nothing is allocated before the plan stands, and nothing is read twice: memory is the parameters plus small buffers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.errors import BestiaryError, Problem
+from ..core.manifest import Manifest
+from .catalog import Settings, list_models
+from .checkpoint import open_checkpoint
+from .plan import Plan, make_plan
+from .record import manifest_of, named
+from .report import make_report
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..core.backbone import CausalLM
+
+
+def load(
+    reference: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    set: Settings = (),
+    init: Sequence[str] = (),
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool = False,
+) -> CausalLM:
+    """A model with the weights of a checkpoint, in evaluation mode; `model.load_report` says what was taken from where.
+
+    Args:
+        reference: a folder in the Hub's layout (`config.json` or `bestiary.json`, and safetensors), or `organisation/name[@revision]`.
+        dtype: of parameters and activations; None keeps each parameter as stored, with bf16 for FP8 blocks. Selection
+            biases stay at least fp32.
+        device: where it goes; the CPU by default.
+        set: changes to the manifest, e.g. `{"block.attention.use": "gqa"}`.
+        init: what gets fresh weights instead of stored ones: parts of the manifest (`"block.attention"`, `"objective.mtp"`) or
+            patterns on parameter names. Nothing is initialised that is not named here.
+        seed: of those fresh weights.
+        threads: how many read at once; as many as there are processors, at most 8, by default.
+        progress: show a bar.
+
+    Raises:
+        BestiaryError: the manifest has problems, files are damaged, or tensors are missing, unexpected or misshapen; lists all.
+    """
+    started = time.perf_counter()
+    folder, name = _folder(str(reference))
+    manifest = named(manifest_of(folder, set=set), name)
+    stored_as = manifest_of(folder) if set else manifest
+    plan = make_plan(manifest, open_checkpoint(folder), stored_as=stored_as, dtype=dtype, init=init)
+    model = _build(manifest, plan, device, seed, threads, progress)
+    model.load_report = make_report(folder, plan, time.perf_counter() - started)
+    return model.eval()
+
+
+def _folder(reference: str) -> tuple[Path, str]:
+    """The local folder that a reference names, and the model's name where the folder's own says nothing."""
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return path, ""
+    if path.exists():
+        raise BestiaryError(f"{reference}: this is a file. Give the folder that holds the weights.")
+    if reference in list_models():
+        raise BestiaryError(
+            f"'{reference}' is a manifest, and its weights are not here. Give a folder of weights, or the repository that "
+            f"`bestiary show {reference}` names; bestiary.create_model makes a model with fresh weights."
+        )
+    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+        raise BestiaryError(f"There is no folder {reference}. Give a folder of weights, or a Hub id like organisation/name.")
+    from .hub import snapshot
+
+    return snapshot(reference), reference.partition("@")[0].rpartition("/")[2]
+
+
+def _build(manifest: Manifest, plan: Plan, device: torch.device | str | None, seed: int, threads: int | None, progress: bool) -> CausalLM:
+    import torch
+
+    from ..core.assemble import allocate, assemble, initialise, state
+    from ..core.table import own_entries
+    from .fill import fill
+
+    model = assemble(manifest, device="meta", dtype=plan.compute_dtype)
+    for name, tensor in state(model).items():
+        tensor.data = tensor.data.to(plan.dtypes[name])
+    allocate(model, own_entries(manifest), torch.device(device or "cpu"))
+    with _bar(plan.nbytes, progress) as advance:
+        _check_tied(plan, advance)
+        fill(plan.reads, state(model), threads=threads, advance=advance)
+    if plan.initialised:
+        initialise(model, seed=seed, only=plan.initialised)
+    return model
+
+
+def _check_tied(plan: Plan, advance: Callable[[int], object] | None) -> None:
+    from .fill import check_equal
+
+    for kept, copy in plan.equal:
+        if not check_equal(kept, copy, advance=advance):
+            fact = f"{copy.name} differs from {kept.name}, although the embeddings are tied."
+            raise BestiaryError(Problem(fact, str(copy.file), "Pass set={'model.tie_word_embeddings': False} to keep the head."))
+
+
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Callable[[int], object] | None]:
+    """A progress bar in bytes, or nothing."""
+    if not shown:
+        yield None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("loading", total=total)
+        yield lambda count: progress.advance(task, count)
