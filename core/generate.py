@@ -45,12 +45,14 @@ def generate(model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, samplin
     """`[B, S]` prompts to `[B, S + N]`, N at most `max_new_tokens`.
 
     Raises:
-        BestiaryError: the prompt is empty, or prompt and new tokens exceed `max_position_embeddings`.
+        BestiaryError: the prompt is empty, `max_new_tokens` is negative, or both together exceed `max_position_embeddings`.
     """
-    batch, length = input_ids.shape
+    length = input_ids.shape[1]
     limit = model.manifest.model.max_position_embeddings
     if length == 0:
         raise BestiaryError("The prompt is empty. Give at least one token, such as the begin token.")
+    if max_new_tokens < 0:
+        raise BestiaryError(f"max_new_tokens {max_new_tokens} is negative. Ask for the number of tokens to add.")
     if length + max_new_tokens > limit:
         raise BestiaryError(
             f"{length} prompt tokens and {max_new_tokens} new ones exceed the model's {limit} positions. "
