@@ -28,14 +28,22 @@ class LayerCache:
         Raises:
             ValueError: the capacity is exceeded.
         """
-        added = next(iter(new.values())).shape[1]
+        start, end = self.length, self.grow(next(iter(new.values())).shape[1])
+        for name, tensor in new.items():
+            self.buffers[name][:, start:end] = tensor
+        return [self.buffers[name][:, :end] for name in new]
+
+    def grow(self, added: int) -> int:
+        """Makes room for `added` positions, to be written by the caller, and returns the new length.
+
+        Raises:
+            ValueError: the capacity is exceeded.
+        """
         end = self.length + added
         if end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} positions; {end} were asked for")
-        for name, tensor in new.items():
-            self.buffers[name][:, self.length : end] = tensor
         self.length = end
-        return [self.buffers[name][:, :end] for name in new]
+        return end
 
     def crop(self, length: int) -> None:
         """Forgets everything after the first `length` positions."""

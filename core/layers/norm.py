@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..native.linear import rms_norm
+
 
 class RMSNorm(nn.Module):
     """`[..., size] -> [..., size]` in the dtype of the input."""
@@ -22,6 +24,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if (few := rms_norm(x, self.weight, self.eps)) is not None:
+            return few
         if x.device.type == "cpu" and torch.is_grad_enabled():
             return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[return-value]
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)

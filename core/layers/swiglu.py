@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..native import linear as native
 from ..site import Site
 
 
@@ -24,6 +25,9 @@ class SwiGLU(nn.Module):
         self.down_proj = site.linear(intermediate_size, site.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        few = native.swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        if few is not None:
+            return few
         return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
 
 

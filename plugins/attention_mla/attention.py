@@ -24,6 +24,7 @@ from ...core.contracts import Context
 from ...core.layers.attend import attend
 from ...core.layers.rope import rotate, softmax_multiplier, tables
 from ...core.site import Site
+from . import decode
 from .options import MLAOptions
 
 ABSORBED_QUERIES = 64
@@ -38,6 +39,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.options, self.layer, self.heads = options, site.layer or 0, site.num_attention_heads
         self.nope, self.rope, self.value = options.qk_nope_head_dim, options.qk_rope_head_dim, options.v_head_dim
         self.latent, self.scale = options.kv_lora_rank, (self.nope + self.rope) ** -0.5 * softmax_multiplier(options.rope)
+        self.widths = decode.Widths(self.heads, self.nope, self.rope, self.value, self.latent)
         d, query, eps = site.hidden_size, self.heads * (self.nope + self.rope), options.latent_norm_eps
         if options.q_lora_rank is None:
             self.q_proj = site.linear(d, query)
@@ -51,7 +53,10 @@ class MultiHeadLatentAttention(nn.Module):
         self.o_proj = site.linear(self.heads * self.value, d)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        q_nope, q_pe, c, k_pe = self._project(x, context)
+        q, kv = self._project(x)
+        if (few := self._few(q, kv, context)) is not None:
+            return self.o_proj(few)
+        q_nope, q_pe, c, k_pe = self._parts(q, kv, context)
         if (cache := context.cache(self.layer)) is not None:
             (stored,) = cache.append(latent=torch.cat((c, k_pe), dim=-1))
             c, k_pe = stored.split([self.latent, self.rope], dim=-1)
@@ -62,14 +67,28 @@ class MultiHeadLatentAttention(nn.Module):
     def new_cache(self, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
         return LayerCache({"latent": (self.latent + self.rope,)}, batch=batch, capacity=length, device=device, dtype=dtype)
 
-    def _project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries `[B, S, H, nope]` and `[B, S, H, rope]`, normed latent `[B, S, latent]`, rotary key `[B, S, rope]`."""
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries of all heads, and latent with rotary key, as the projections give them."""
         q = self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        return q, self.kv_a_proj_with_mqa(x)
+
+    def _parts(self, q: Tensor, kv: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries `[B, S, H, nope]` and `[B, S, H, rope]`, normed latent `[B, S, latent]`, rotary key `[B, S, rope]`."""
         q_nope, q_pe = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], dim=-1)
-        c, k_pe = self.kv_a_proj_with_mqa(x).split([self.latent, self.rope], dim=-1)
+        c, k_pe = kv.split([self.latent, self.rope], dim=-1)
         table, interleaved = tables(self.options.rope, self.rope, context), self.options.rope_interleave
         q_pe, k_pe = rotate(q_pe, table, interleaved=interleaved), rotate(k_pe, table, interleaved=interleaved)
         return q_nope, q_pe, self.kv_a_layernorm(c), k_pe
+
+    def _few(self, q: Tensor, kv: Tensor, context: Context) -> Tensor | None:
+        """Attention of a few new positions when decoding, where a kernel is to be had for it."""
+        cache, w = context.cache(self.layer), self.widths
+        if cache is None or context.past == 0:
+            return None
+        table, norm = tables(self.options.rope, w.rope, context), self.kv_a_layernorm
+        weights = (norm.weight, self.kv_b_proj.weight)
+        kinds = {"scale": self.scale, "eps": norm.eps, "interleaved": self.options.rope_interleave}
+        return decode.absorbed(q, kv, *weights, table, cache, widths=w, **kinds)
 
     def _expanded(self, q_nope: Tensor, q_pe: Tensor, c: Tensor, k_pe: Tensor, context: Context) -> Tensor:
         """Attention on every head's own keys and values: `[B, S, H * value]`."""

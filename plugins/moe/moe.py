@@ -17,6 +17,7 @@ from ...core.auxiliary import attach
 from ...core.contracts import Context, Reduce
 from ...core.layers.swiglu import SwiGLU, swiglu
 from ...core.site import Site
+from . import decode
 from .balance import balance_loss, expert_load, max_violation
 from .dispatch import Dispatched, combine, dispatch
 from .hookspecs import Router, Routing
@@ -53,6 +54,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         routing = self.route(x, context)
+        if (few := self._few(x, routing)) is not None:
+            return few
         sent = self.dispatch(x.flatten(0, -2), routing)
         routed = self.combine(self.experts(sent), sent).view_as(x)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
@@ -75,6 +78,15 @@ class MixtureOfExperts(nn.Module):
     def combine(self, rows: Tensor, sent: Dispatched) -> Tensor:
         """Sums each token's weighted copies: `[R, D]` sorted by expert to `[T, D]`."""
         return combine(rows, sent)
+
+    def _few(self, x: Tensor, routing: Routing) -> Tensor | None:
+        """`forward` for a few tokens when decoding, where a kernel is to be had for it."""
+        stacks = (self.experts.gate_up_proj.weight, self.experts.down_proj.weight)
+        routed = decode.experts(x.flatten(0, -2), routing, *stacks)
+        if routed is None:
+            return None
+        routed = routed.view_as(x)
+        return routed if self.shared_experts is None else routed + self.shared_experts(x)
 
     @torch.no_grad()
     def after_step(self, reduce: Reduce) -> Mapping[str, float]:

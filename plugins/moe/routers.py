@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import decode
 from .hookspecs import RouterSite, Routing
 from .options import RouterOptions, SigmoidGroupOptions, SoftmaxGroupOptions, SoftmaxOptions
 
@@ -45,6 +46,9 @@ class SigmoidGroup(Gate):
 
     def forward(self, x: Tensor) -> Routing:
         """`[T, D]` to `Routing`."""
+        few = decode.route_sigmoid_group(x, self.weight, self.e_score_correction_bias, self.k, self.options)
+        if few is not None:
+            return few
         scores = self.logits(x).sigmoid()
         choice = scores.detach() + self.e_score_correction_bias
         if self.groups > 1:
