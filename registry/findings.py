@@ -53,14 +53,26 @@ class Findings:
 
     def stop(self, folder: Path) -> None:
         """Raises a `BestiaryError` with all that was noted, if anything."""
-        problems = [
-            Problem(f"{_names(names)}: {kind.fact}.", self._places[kind] or str(folder), kind.remedy)
-            for kind, names in self._groups.items()
-        ]
+        whole = self._whole_objectives()
+        for entry, name in self._absent:
+            if objective_of(entry) not in whole:
+                self._note(str(folder), name, "missing", "")
+        problems = [Problem(self._nothing_of(key), str(folder)) for key in sorted(whole)]
+        problems += [Problem(f"{_names(names)}: {kind.fact}.", self._places[kind], kind.remedy) for kind, names in self._groups.items()]
         if self._lacking:
-            problems.append(Problem(self._remedy()))
+            problems.append(Problem(self._remedy(whole)))
         if problems:
             raise BestiaryError(*problems)
+
+    def _whole_objectives(self) -> set[str]:
+        """Keys of the objectives of which the checkpoint has nothing at all."""
+        absent = {entry.name: entry for entry, _ in self._absent}
+        lacking = Counter(objective_of(entry) for entry in absent.values())
+        return {key for key, count in lacking.items() if key and count == self._totals[key]}
+
+    def _nothing_of(self, key: str) -> str:
+        names = [name for entry, name in self._absent if objective_of(entry) == key]
+        return f"none of the {len(names):,} tensors of objective.{key} is there, from {names[0]} to {names[-1]}."
 
     def _note(self, place: str, name: str, fact: str, remedy: str) -> None:
         kind = Kind(re.sub(r"\d+", "*", name), fact, remedy)
