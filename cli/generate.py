@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .console import Set, err
+
+if TYPE_CHECKING:
+    import torch
 
 
 def generate(
@@ -18,22 +21,28 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among the k most likely tokens.")] = None,
     top_p: Annotated[float, typer.Option(help="Draw among the fewest tokens that hold this much probability.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes the draw repeatable.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="`bytes`, or a tokenizer.json; by default the one beside the model.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer.json or its folder; the one beside the model by default.")] = None,
     set: Set = None,
 ) -> None:
     """Continues a prompt, printing tokens as they come."""
-    import torch
-
     from ..core.host import keep_freed_memory
-    from ..lab.text import stream
+    from ..lab.text import find_tokenizer, stream
     from ..registry.load import load
 
     keep_freed_memory()
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = load(model, set=set or [], progress=err.is_terminal)
+    words = find_tokenizer(model, tokenizer)
+    loaded = load(model, set=set or [], dtype=_compute_dtype(model, set or []), progress=err.is_terminal)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    with torch.inference_mode():
-        for piece in stream(loaded, text, model, tokenizer=tokenizer, max_new_tokens=max_new_tokens, **sampling):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+    for piece in stream(loaded, words, text, max_new_tokens=max_new_tokens, **sampling):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
     sys.stdout.write("\n")
+
+
+def _compute_dtype(reference: str, set: list[str]) -> torch.dtype:
+    """Weights are kept in the dtype that the model computes in: master weights are for training."""
+    from ..registry.catalog import resolve
+
+    manifest = resolve(reference, set=set)
+    return manifest.precision.build(manifest.site).compute_dtype

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,6 @@ class Sampling:
     """Makes the draw repeatable."""
     eos_token_id: int | list[int] | None = None
     """Stops a row; the manifest's end token when None."""
-    on_token: Callable[[Tensor], None] | None = None
-    """Called with `[B]` ids after each step, to stream them."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -42,12 +40,41 @@ class Sampling:
 
 
 def generate(model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, sampling: Sampling) -> Tensor:
-    """`[B, S]` prompts to `[B, S + N]`, N at most `max_new_tokens`.
+    """`[B, S]` prompts to `[B, S + N]`, N at most `max_new_tokens`; raises as `stream` does."""
+    tokens = stream(model, input_ids, max_new_tokens=max_new_tokens, sampling=sampling)
+    return torch.cat([input_ids, *(token[:, None] for token in tokens)], dim=1)
+
+
+@torch.no_grad()
+def stream(model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
+    """The tokens that follow `[B, S]` prompts, `[B]` at a time; rows that ended repeat their end token until all have.
 
     Raises:
         BestiaryError: the prompt is empty, `max_new_tokens` is negative, or both together exceed `max_position_embeddings`.
     """
-    length = input_ids.shape[1]
+    batch, length = input_ids.shape
+    _check_length(model, length, max_new_tokens)
+    was_training = model.training
+    model.eval()
+    try:
+        cache = model.new_cache(batch, length + max_new_tokens)
+        generator = None if sampling.seed is None else torch.Generator(input_ids.device).manual_seed(sampling.seed)
+        ends = _ends(model, sampling).to(input_ids.device)
+        done = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
+        step, last = input_ids, input_ids[:, -1]
+        for _ in range(max_new_tokens):
+            normed = model.hidden(step, cache=cache).normed[:, -1]
+            last = torch.where(done, last, draw(model.logits(normed), sampling, generator))
+            yield last
+            done |= torch.isin(last, ends)
+            if done.all():
+                return
+            step = last[:, None]
+    finally:
+        model.train(was_training)
+
+
+def _check_length(model: CausalLM, length: int, max_new_tokens: int) -> None:
     limit = model.manifest.model.max_position_embeddings
     if length == 0:
         raise BestiaryError("The prompt is empty. Give at least one token, such as the begin token.")
@@ -58,31 +85,6 @@ def generate(model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, samplin
             f"{length} prompt tokens and {max_new_tokens} new ones exceed the model's {limit} positions. "
             f"Ask for at most {limit - length} new tokens."
         )
-    was_training = model.training
-    model.eval()
-    try:
-        return torch.cat([input_ids, *_steps(model, input_ids, max_new_tokens, sampling)], dim=1)
-    finally:
-        model.train(was_training)
-
-
-def _steps(model: CausalLM, input_ids: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
-    batch, length = input_ids.shape
-    cache = model.new_cache(batch, length + max_new_tokens)
-    generator = None if sampling.seed is None else torch.Generator(input_ids.device).manual_seed(sampling.seed)
-    ends = _ends(model, sampling).to(input_ids.device)
-    done = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
-    step, last = input_ids, input_ids[:, -1]
-    for _ in range(max_new_tokens):
-        normed = model.hidden(step, cache=cache).normed[:, -1]
-        token = torch.where(done, last, draw(model.logits(normed), sampling, generator))
-        yield token[:, None]
-        if sampling.on_token:
-            sampling.on_token(token)
-        done |= torch.isin(token, ends)
-        if done.all():
-            return
-        step, last = token[:, None], token
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
