@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.errors import BestiaryError
-from bestiary.core.generate import Sampling, draw, probabilities
+from bestiary.core.generate import Sampling, draw, probabilities, stream
 
 
 @pytest.fixture(scope="module", params=["mla-moe", "gqa-dense"])
@@ -52,8 +52,8 @@ def test_a_cropped_cache_goes_on_as_if_the_rest_had_never_been(model):
 def test_a_row_that_meets_its_end_repeats_it_and_all_ended_rows_stop_the_loop(model, prompt):
     free = model.generate(prompt, max_new_tokens=12)
     end = int(free[0, prompt.shape[1] + 2])
-    seen = []
-    ended = model.generate(prompt, max_new_tokens=12, eos_token_id=end, on_token=lambda token: seen.append(token.clone()))
+    seen = list(stream(model, prompt, max_new_tokens=12, sampling=Sampling(eos_token_id=end)))
+    ended = model.generate(prompt, max_new_tokens=12, eos_token_id=end)
     for row, whole in zip(ended[:, 5:].tolist(), free[:, 5:].tolist(), strict=True):
         cut = whole.index(end) + 1 if end in whole else len(whole)
         assert row[:cut] == whole[:cut][: len(row)]
