@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from .manifest import Manifest
 from .weights import Entry, Weight, norm
@@ -33,6 +34,8 @@ def _entries(manifest: Manifest) -> Iterator[Entry]:
         yield _place(Weight("weight", size, "head", "column"), "lm_head.", "head")
     for key, part in manifest.objectives.items():
         for weight in part.weights(site.at(model.num_hidden_layers)):
+            if model.tie_word_embeddings and weight.duplicate_of == "lm_head.weight":
+                weight = replace(weight, duplicate_of="model.embed_tokens.weight")
             yield Entry(f"objectives.{key}.{weight.name}", weight, "model.", key, site.num_hidden_layers)
 
 

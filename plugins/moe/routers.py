@@ -1,7 +1,8 @@
 """The routers of DeepSeek-V2 and DeepSeek-V3. All arithmetic is fp32, from the gate's product on.
 
 Which rule a model was trained with matters: masking unselected groups with 0 instead of -inf, or ranking groups by
-their best instead of their two best experts, gives the same shapes and another model.
+their best instead of their two best experts, gives the same shapes and another model. Of exactly equal scores `topk` may take
+any, where DeepSeek's reference kernels take the first; to say which would cost a stable sort, several times as much.
 """
 
 from __future__ import annotations
