@@ -117,6 +117,7 @@ def layer_cost(manifest: Manifest) -> Cost:
 
 
 def objective_cost(manifest: Manifest) -> Cost:
+    """The cost of what all objectives add."""
     site = manifest.site.at(manifest.model.num_hidden_layers)
     return add(part.cost(site) for part in manifest.objectives.values())
 

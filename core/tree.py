@@ -32,6 +32,7 @@ def quote(key: str) -> str:
 
 
 def join(path: str, key: str) -> str:
+    """The dotted path of `key` in the table at `path`."""
     return f"{path}.{quote(key)}" if path else quote(key)
 
 
@@ -49,6 +50,7 @@ def plain(tree: Tree) -> dict[str, Any]:
 
 
 def leaves(tree: Tree) -> Iterator[Leaf]:
+    """Every leaf, in the order of the file."""
     for node in tree.values():
         if isinstance(node, Leaf):
             yield node

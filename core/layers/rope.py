@@ -26,25 +26,35 @@ class LinearScaling(Options):
     """Every frequency divided by `factor` (position interpolation, Chen et al., 2023)."""
 
     type: Literal["linear"]
+    """Which way of stretching."""
     factor: float = Field(ge=1)
+    """How many times longer the context becomes."""
 
 
 class Llama3Scaling(Options):
     """Low frequencies divided by `factor`, high ones kept, a smooth passage between (Llama 3.1)."""
 
     type: Literal["llama3"]
+    """Which way of stretching."""
     factor: float = Field(ge=1)
+    """How many times longer the context becomes."""
     low_freq_factor: float = Field(default=1.0, gt=0)
+    """Turns over the original context below which a frequency is divided by `factor`."""
     high_freq_factor: float = Field(default=4.0, gt=0)
+    """Turns above which it is kept."""
     original_max_position_embeddings: int = Field(gt=0)
+    """The context before stretching, in tokens."""
 
 
 class YarnScaling(Options):
     """YaRN (Peng et al., 2023): frequencies that turn often are kept, those that turn rarely are divided."""
 
     type: Literal["yarn"]
+    """Which way of stretching."""
     factor: float = Field(ge=1)
+    """How many times longer the context becomes."""
     original_max_position_embeddings: int = Field(gt=0)
+    """The context before stretching, in tokens."""
     beta_fast: float = 32.0
     """Turns over the original context above which a frequency is kept."""
     beta_slow: float = 1.0

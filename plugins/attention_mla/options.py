@@ -28,6 +28,7 @@ class MLAOptions(Options):
     v_head_dim: int = Field(gt=0)
     """Width of a head's value."""
     rope: RopeOptions = RopeOptions()
+    """Rotary position embedding."""
     rope_interleave: bool = True
     """Whether rotary pairs are neighbours, as in DeepSeek's weights."""
     latent_norm_eps: float = Field(default=1e-6, gt=0)

@@ -32,6 +32,7 @@ class GQAOptions(Options):
     qk_norm: bool = False
     """RMSNorm over each head of q and k before RoPE (Qwen3)."""
     rope: RopeOptions = RopeOptions()
+    """Rotary position embedding."""
     rope_interleave: bool = False
     """Whether rotary pairs are neighbours (True) or half a head apart (False, as in Llama's and Qwen's weights)."""
 

@@ -36,6 +36,7 @@ class MoEOptions(Options):
 
 
 def router_site(options: MoEOptions, site: Site) -> RouterSite:
+    """Where the router of a layer at `site` stands."""
     shared = {f.name: getattr(site, f.name) for f in fields(Site)}
     return RouterSite(**shared, n_routed_experts=options.n_routed_experts, num_experts_per_tok=options.num_experts_per_tok)
 
