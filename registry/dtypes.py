@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ FP8 = "F8_E4M3"
 """The format of block-quantised weights."""
 
 
+@cache
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a safetensors name; FP8 gives the format in which its numbers come out, bf16."""
     import torch
