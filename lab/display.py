@@ -1,0 +1,48 @@
+"""The progress bar of a training run: loss, held-out bits per byte, tokens per second, time left."""
+
+from __future__ import annotations
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .metrics import Line
+from .progress import console
+
+
+class Display:
+    """Shows a run on a terminal; on anything else prints one line for each evaluation."""
+
+    def __init__(self, label: str, steps: int, *, shown: bool) -> None:
+        self.label, self.steps, self.shown = label, steps, shown
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (shown and console.is_terminal),
+        )
+        self.task = self.bar.add_task(label, total=steps, figures="")
+        self.held_out = ""
+        self.speed = 0.0
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def show(self, line: Line) -> None:
+        if line.kind == "eval":
+            self.held_out = f"  held-out {line.bits_per_byte:.3f} bits/byte"
+            self._print(line)
+        else:
+            speed = line.tokens_per_second or 0.0
+            self.speed = 0.9 * self.speed + 0.1 * speed if self.speed else speed
+            figures = f"loss {line.loss:.3f}{self.held_out}  {self.speed:,.0f} tokens/s"
+            self.bar.update(self.task, completed=line.step, figures=figures)
+
+    def _print(self, line: Line) -> None:
+        if self.shown and not console.is_terminal:
+            speed = f", {self.speed:,.0f} tokens/s" if self.speed else ""
+            console.print(f"{self.label}: step {line.step}/{self.steps}{self.held_out}{speed}", highlight=False)
