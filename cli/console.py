@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -33,7 +34,7 @@ def print_json(data: Any) -> None:
 
 def print_rows(title: str, headings: list[str], rows: list[list[str]], *, right: tuple[int, ...] = ()) -> None:
     """A table; columns in `right` are set flush right."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
@@ -47,6 +48,11 @@ def engineering(value: float) -> str:
         if abs(value) >= unit:
             return f"{value / unit:.4g} {name}"
     return f"{value:.4g}"
+
+
+def flops(value: float) -> str:
+    """`250455926784.0` as `250.46 GFLOP`."""
+    return f"{value / 1e9:,.2f} GFLOP" if value >= 1e8 else f"{value / 1e6:,.2f} MFLOP"
 
 
 def octets(value: float) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Json, Reference, Set, engineering, octets, out, print_json, print_rows
+from .console import Json, Reference, Set, engineering, flops, octets, out, print_json, print_rows
 
 if TYPE_CHECKING:
     from ..core.accounting import Account
     from ..core.manifest import Manifest
+    from ..registry.layout import Published
 
 
 def list_(pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*", json: Json = False) -> None:
@@ -50,50 +51,52 @@ def show(
     from ..registry.layout import published
 
     manifest = resolve(model, set=set or [])
-    figures, layout = account(manifest, sequence_length=sequence_length), published(manifest)
+    figures, tensors = account(manifest, sequence_length=sequence_length), published(manifest)
     if json:
-        print_json(
-            {"name": manifest.name, "digest": manifest.digest, **figures.table(), "published": layout.table(), "manifest": manifest.table()}
-        )
+        stored = {"tensors": len(tensors), "bytes": sum(tensor.nbytes for tensor in tensors)}
+        print_json({"name": manifest.name, "digest": manifest.digest, **figures.table(), "published": stored, "manifest": manifest.table()})
         return
     out.print(f"[bold]{manifest.name}[/]  {manifest.description}\n")
-    print_rows("Parts", ["slot", "component", "from", "what it is"], _parts(manifest))
-    print_rows("Figures", ["", "", ""], _figures(figures, layout), right=(1,))
+    print_rows("", ["slot", "component", "options"], _parts(manifest))
+    print_rows("", ["figure", "", "what it counts"], _figures(figures, tensors), right=(1,))
     out.print(f"digest {manifest.digest}")
 
 
 def _parts(manifest: Manifest) -> list[list[str]]:
-    return [
-        [path.replace('block.at."', "layers ").replace('".', " "), part.use, str(part.component.origin or ""), part.component.summary]
-        for path, part in manifest.parts()
-    ]
+    """Slot, component with the plugin that it came from unless built in, and its options."""
+    rows = []
+    for path, part in manifest.parts():
+        slot = path.replace('block.at."', "layers ").replace('".', " ").replace("objective.", "objective ")
+        origin = part.component.origin
+        foreign = f" ({origin})" if origin and origin.distribution != "bestiary" else ""
+        rows.append([slot, part.use + foreign, _options(part.table())])
+    return rows
 
 
-def _figures(a: Account, layout: Any) -> list[list[str]]:
-    length = f"{a.sequence_length:,} tokens"
+def _options(table: dict[str, Any]) -> str:
+    """Options in a line; a sub-slot's behind its component."""
+    words = []
+    for key, value in table.items():
+        if isinstance(value, dict):
+            words.append(f"{key} {value['use']} ({_options(value)})" if "use" in value else f"{key} ({_options(value)})")
+        elif key != "use" and value is not None:
+            words.append(f"{key} {value}")
+    return ", ".join(words)
+
+
+def _figures(a: Account, tensors: list[Published]) -> list[list[str]]:
+    length, stored = f"{a.sequence_length:,} tokens", sum(tensor.nbytes for tensor in tensors)
     return [
         ["parameters", f"{a.parameters:,}", "main model, router biases included"],
-        ["active parameters", f"{a.active_parameters:,}", "used by one token; head included, input embedding not"],
-        ["added by objectives", f"{a.objective_parameters:,}", "such as MTP; copies of embedding and head not counted"],
-        [
-            "forward FLOPs per token",
-            engineering(a.flops_forward),
-            f"causal at {length}; non-causal {engineering(a.flops_forward_noncausal)}",
-        ],
-        ["training FLOPs per token", engineering(a.flops_training), f"objectives included; {engineering(a.flops_training_main)} without"],
-        ["  non-causal", engineering(a.flops_training_noncausal), "attention counted over the full square"],
-        ["cache per token", octets(a.cache_bytes_per_token), "all layers, in the dtype of activations"],
-        [
-            "inference memory",
-            octets(a.inference.total),
-            f"weights {octets(a.inference.weights)}, cache of {length} {octets(a.inference.cache)}",
-        ],
-        [
-            "training memory",
-            octets(a.training.total),
-            f"AdamW, one sequence of {length}, one device; activations {octets(a.training.activations)} (estimate)",
-        ],
-        ["published tensors", f"{layout.tensors:,}", f"{layout.bytes:,} bytes, as stored on the Hub"],
+        ["active parameters", f"{a.active_parameters:,}", "used by one token, with head, without input embedding"],
+        ["added by objectives", f"{a.objective_parameters:,}", "such as MTP, without copies of embedding and head"],
+        ["forward FLOPs per token", flops(a.flops_forward), f"causal, {length}; non-causal {flops(a.flops_forward_noncausal)}"],
+        ["training FLOPs per token", flops(a.flops_training), f"with objectives; {flops(a.flops_training_main)} without"],
+        ["  non-causal", flops(a.flops_training_noncausal), "attention over the full square"],
+        ["cache per token", octets(a.cache_bytes_per_token), "all layers"],
+        ["inference memory", octets(a.inference.total), f"one device, cache of {length} in it: {octets(a.inference.cache)}"],
+        ["training memory", octets(a.training.total), f"one device, AdamW, {length}: activations about {octets(a.training.activations)}"],
+        ["published tensors", f"{len(tensors):,}", f"{stored:,} bytes as stored on the Hub"],
     ]
 
 

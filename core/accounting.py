@@ -6,7 +6,8 @@ Conventions, the same for every figure that Bestiary prints:
 - FLOPs count 2 for each active trained parameter and forward pass ("6N" for training: the backward pass counts
   twice), plus attention: each query meets `(sequence_length) / 2` keys on average when causal, all of them
   in the non-causal figure that some reports use.
-- memory is what tensors hold; allocator overhead is not in it, and activations are an estimate from shapes.
+- memory is what tensors hold, allocator overhead left out. Activations are what autograd keeps with an attention kernel that
+  keeps no probabilities; `core.layers.attend` on a CPU keeps up to `heads * sequence_length / 2` more per token and layer.
 """
 
 from __future__ import annotations
@@ -159,12 +160,13 @@ def _training(rows: list[Entry], manifest: Manifest, layers: Cost, objectives: C
     size = manifest.model.vocab_size * manifest.model.hidden_size
     heads = 1 + objectives.reused_parameters / size
     saved = (layers.saved_elements + objectives.saved_elements) * storage.activation + 4 * (layers.saved_fp32 + objectives.saved_fp32)
-    logits = heads * manifest.model.vocab_size * (storage.activation + 4)
+    top = heads * (manifest.model.vocab_size + 2 * manifest.model.hidden_size) * storage.activation
+    matrices = sum(entry.weight.numel for entry in rows if entry.weight.role in ("linear", "expert", "projection", "head"))
     return Memory(
-        weights=int(trained * storage.master + state * 4),
+        weights=int(trained * storage.master + matrices * storage.copy + state * 4),
         gradients=int(trained * storage.gradient),
         optimizer=int(trained * storage.moments),
-        activations=int(length * (saved + logits)),
+        activations=int(length * (saved + top)),
     )
 
 

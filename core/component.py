@@ -88,6 +88,8 @@ class Storage:
     moments: float = 8
     """Both moments of AdamW."""
     activation: float = 2
+    copy: float = 0
+    """The copy of a matrix that is computed with, kept from forward to backward pass."""
     inference: float = 2
     """A matrix of the blocks when only used."""
     inference_high: float = 2

@@ -67,7 +67,7 @@ def cost(options: MLAOptions, site: Site) -> Cost:
     return Cost(
         pair_macs=heads * (key + value),
         cache_elements=latent + rope,
-        saved_elements=site.hidden_size + query_latent + 2 * latent + heads * (2 * key + 2 * value),
+        saved_elements=site.hidden_size + query_latent + 2 * latent + rope + heads * (2 * key + 2 * value),
         saved_fp32=heads,
     )
 

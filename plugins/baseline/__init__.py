@@ -13,12 +13,18 @@ BESTIARY_API = 1
 @hookimpl
 def bestiary_precision() -> list[Component]:
     return [
-        Component("fp32", o.NativeOptions, o.build_fp32, storage=lambda _: Storage(4, 4, 8, 4, 4, 4), summary="Everything in fp32."),
+        Component(
+            "fp32",
+            o.NativeOptions,
+            o.build_fp32,
+            storage=lambda _: Storage(activation=4, inference=4, inference_high=4),
+            summary="Everything in fp32.",
+        ),
         Component(
             "bf16",
             o.NativeOptions,
             o.build_bf16,
-            storage=lambda _: Storage(4, 4, 8, 2, 2, 2),
+            storage=lambda _: Storage(copy=2),
             summary="bf16 activations and products; training keeps fp32 master weights, gradients and moments.",
         ),
     ]

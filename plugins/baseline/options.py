@@ -87,7 +87,7 @@ def dense_weights(options: DenseOptions, site: Site) -> list[Weight]:
 
 
 def dense_cost(options: DenseOptions, site: Site) -> Cost:
-    return Cost(saved_elements=site.hidden_size + 4 * options.intermediate_size)
+    return Cost(saved_elements=site.hidden_size + 3 * options.intermediate_size)
 
 
 class NativeOptions(Options):

@@ -71,8 +71,8 @@ def weights(options: MoEOptions, site: Site) -> list[Weight]:
 def cost(options: MoEOptions, site: Site) -> Cost:
     k, hidden, d = options.num_experts_per_tok, options.intermediate_size, site.hidden_size
     return Cost(
-        saved_elements=d + 2 * k * d + 4 * (k + options.n_shared_experts) * hidden,
-        saved_fp32=d + options.n_routed_experts + 3 * k,
+        saved_elements=d + k * (d + 4 * hidden) + 3 * options.n_shared_experts * hidden,
+        saved_fp32=d + options.n_routed_experts + 5 * k,
     )
 
 

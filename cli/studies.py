@@ -1,0 +1,47 @@
+"""Verbs that train: one model, or variants of one that are compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import err, out
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A change of the recipe, like train.steps=200; of its model under set., like set.block.attention.use=gqa.",
+        metavar="PATH=VALUE",
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the results; the one that the file names by default.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")]
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
+    set: Changes = None,
+    out_folder: Out = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trains a model by a recipe; Ctrl-C saves it and stops."""
+    from ..lab.recipe import load_recipe
+    from ..lab.train import train as run
+
+    done = run(load_recipe(recipe, set=set or []), out=out_folder, progress=err.is_terminal, overwrite=overwrite)
+    summary = done.summary
+    held_out = "" if summary.bits_per_byte is None else f", {summary.bits_per_byte:.3f} bits per byte on held-out text"
+    out.print(f"{summary.status}: {summary.tokens:,} tokens, {summary.tokens_per_second:,.0f} tokens/s{held_out}")
+    out.print(f"model, metrics and summary: {done.folder}", soft_wrap=True)
+
+
+def ablate(study: Annotated[Path, typer.Argument(help="A study (TOML).")], set: Changes = None, out_folder: Out = None) -> None:
+    """Trains the variants of a study on the same data and writes a report that compares them."""
+    from ..lab.ablate import ablate as run
+    from ..lab.study import load_study
+
+    done = run(load_study(study, set=set or []), out=out_folder, progress=err.is_terminal)
+    out.print(f"report: {done.report}", soft_wrap=True)
