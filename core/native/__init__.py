@@ -31,12 +31,12 @@ LINK = ("-shared", "-fopenmp")
 
 
 def few_rows(x: Tensor) -> bool:
-    """Whether `x` is what the kernels are for: bf16 on a CPU, at most `FEW_ROWS` rows, nothing to differentiate."""
+    """Whether `x` is what the kernels are for: bf16 on a CPU, one to `FEW_ROWS` rows, nothing to differentiate."""
     return (
         x.dtype is torch.bfloat16
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
-        and x.numel() <= FEW_ROWS * x.shape[-1]
+        and 0 < x.numel() <= FEW_ROWS * x.shape[-1]
         and x.is_contiguous()
     )
 
@@ -71,6 +71,10 @@ def _compiler() -> str | None:
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
+def _flags() -> list[str]:
+    return [*COMPILE, *os.environ.get("CXXFLAGS", "").split()]
+
+
 def _cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "bestiary" / "native"
@@ -82,7 +86,7 @@ def _fingerprint(source: Path) -> str:
     compiler = _compiler() or ""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     text = "".join(file.read_text() for file in (source, *sorted(HEADERS.glob("*.h"))))
-    return hashlib.sha256("\0".join([text, version, *COMPILE, _processor()]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join([text, version, *_flags(), _processor()]).encode()).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -100,7 +104,7 @@ def _compile(source: Path, target: Path) -> None:
         compiled, linked = Path(folder) / "kernel.o", Path(folder) / "kernel.so"
         compiler = str(_compiler())
         for command in (
-            [compiler, *COMPILE, f"-I{HEADERS}", "-c", str(source), "-o", str(compiled)],
+            [compiler, *_flags(), f"-I{HEADERS}", "-c", str(source), "-o", str(compiled)],
             [compiler, *LINK, str(compiled), "-o", str(linked)],
         ):
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)

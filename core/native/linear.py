@@ -27,7 +27,7 @@ def _kernels() -> ctypes.CDLL | None:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor | None:
     """`[..., k]` and `[n, k]` to `[..., n]`."""
-    if weight.dtype is not torch.bfloat16 or not few_rows(x) or (kernels := _kernels()) is None:
+    if weight.dtype is not torch.bfloat16 or x.shape[-1] != weight.shape[1] or not few_rows(x) or (kernels := _kernels()) is None:
         return None
     n, k = weight.shape
     out = x.new_empty(*x.shape[:-1], n)
