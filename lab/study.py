@@ -13,6 +13,8 @@ A variant is a table of changes to the recipe's model, the same that `--set` mak
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,9 @@ class Study:
     manifests: dict[str, Manifest]
     out: Path
     source: Path
+    """The file."""
+    set: tuple[str, ...] = ()
+    """Changes that were laid on top, as the command line takes them."""
 
 
 def load_study(path: str | Path, *, set: Settings = ()) -> Study:
@@ -85,7 +90,11 @@ def load_study(path: str | Path, *, set: Settings = ()) -> Study:
     if problems:
         raise BestiaryError(*dict.fromkeys(problems))
     out = (path.parent / Path(options.out).expanduser()).resolve() if options.out else Path.cwd() / "runs" / path.stem
-    return Study(options.title or path.stem, options.description, options.baseline, recipes, manifests, out, path)
+    return Study(options.title or path.stem, options.description, options.baseline, recipes, manifests, out, path, _items(set))
+
+
+def _items(set: Settings) -> tuple[str, ...]:
+    return tuple(f"{path}={json.dumps(value)}" for path, value in set.items()) if isinstance(set, Mapping) else tuple(set)
 
 
 def _names(options: StudyOptions, path: Path) -> list[Problem]:
