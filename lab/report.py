@@ -100,7 +100,8 @@ def _setting(study: Study, runs: Mapping[str, RunResult]) -> str:
     rows = f"{recipe.train.batch_size} rows of {data.sequence_length}"
     return (
         f"{len(runs)} variants of {model}, each trained for {short(budget)} tokens ({recipe.steps:,} steps of {rows}) of "
-        f"{_source(recipe)}, read as {reader}, all on the same text in the same order. Lower is better: bits per byte of held-out documents."
+        f"{_source(recipe)}, read as {reader}, all on the same text in the same order. "
+        "Lower is better: bits per byte of held-out documents."
     )
 
 
