@@ -46,7 +46,7 @@ def _check(folder: Path) -> None:
         raise BestiaryError(f"{folder}: this is a file. Name a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in OURS):
         raise BestiaryError(
-            f"{folder}: it holds files, and no checkpoint among them that could be replaced. Name another folder, or empty it."
+            f"{folder}: it holds files that are no checkpoint, and will not be overwritten. Name another folder, or empty it."
         )
 
 

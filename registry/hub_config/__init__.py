@@ -21,6 +21,9 @@ from .rules import Config, Family, Inexpressible, Values, dotted
 FAMILIES: tuple[Family, ...] = (deepseek_v3.FAMILY, deepseek_v2.FAMILY, llama.LLAMA, qwen.QWEN2, qwen.QWEN3, llama.MISTRAL)
 """In the order in which a manifest's architecture is looked for."""
 
+NAMED = ("kimi_k2", "mistral")
+"""Model types that nothing in a manifest but `hub.model_type` tells from another one."""
+
 
 @dataclass(frozen=True)
 class Expressed:
@@ -51,7 +54,7 @@ def manifest_from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
         rule.read(reading, values)
     if reading.problems:
         raise BestiaryError(*dict.fromkeys(reading.problems))
-    if name != family.model_types[0]:
+    if name in NAMED:
         values["hub.model_type"] = name
     return spread(values)
 

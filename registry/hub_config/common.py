@@ -19,7 +19,7 @@ MODEL: tuple[Rule, ...] = (
     Key("bos_token_id", "model.bos_token_id", absent=None),
     Key("eos_token_id", "model.eos_token_id", absent=None),
     Only("hidden_act", "silu", "Only SwiGLU models are supported."),
-    Only("attention_dropout", 0, "Dropout is not supported; it acts only in training, so set it to 0 to use the weights without it."),
+    Only("attention_dropout", 0.0, "Dropout is not supported; it acts only in training, so set it to 0 to use the weights without it."),
 )
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "bf16", "float32": "fp32"}

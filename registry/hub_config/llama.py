@@ -6,7 +6,7 @@ from .common import DividesHidden
 from .dense import AllBiases, blocks
 from .rules import Family, Fixed, Key, Only
 
-HEAD_DIM = Key("head_dim", "attention.head_dim", absent=None)
+HEAD_DIM = Key("head_dim", "attention.head_dim", absent=None, omit=True)
 
 LLAMA = Family(
     ("llama",),

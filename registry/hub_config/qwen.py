@@ -9,7 +9,7 @@ QWEN2 = Family(
     ("qwen2",),
     "Qwen2ForCausalLM",
     blocks(
-        Key("head_dim", "attention.head_dim", absent=None),
+        Key("head_dim", "attention.head_dim", absent=None, omit=True),
         Fixed("attention.qkv_bias", True),
         Fixed("attention.o_bias", False),
         Fixed("attention.qk_norm", False),

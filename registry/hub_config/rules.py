@@ -87,6 +87,8 @@ class Key:
     """What a JSON null stands for."""
     fill: Callable[[Values], Any] | None = None
     """What to write where the value is None but transformers would take another default."""
+    omit: bool = False
+    """Whether None is written by leaving the key away, where transformers cannot read a null."""
 
     def read(self, config: Config, values: Values) -> None:
         if self.key in config.data:
@@ -100,7 +102,10 @@ class Key:
     def write(self, values: Values, config: dict[str, Any]) -> None:
         if self.path in values:
             value = values.pop(self.path)
-            config[self.key] = self.fill(values) if value is None and self.fill else value
+            if value is None and self.fill:
+                value = self.fill(values)
+            if value is not None or not self.omit:
+                config[self.key] = value
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,6 @@ class Family:
     """An architecture of the Hub and the `model_type`s that share it."""
 
     model_types: tuple[str, ...]
-    """The first needs no mention in a manifest; others go to `hub.model_type`."""
+    """The first is written unless the manifest's `hub.model_type` names another."""
     architecture: str
     rules: tuple[Rule, ...]
