@@ -28,6 +28,8 @@ inline bf16 narrow(float x) {
   return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+constexpr int64_t AHEAD = 2048;  // elements, one page: a weight's rows follow one another, and processors stop at a page's end
+
 inline float silu(float x) { return x / (1 + std::exp(-x)); }
 
 // out[r] = a . b_r for R vectors b_r = b + r * stride; a is loaded once.
@@ -37,6 +39,16 @@ inline void dots(const bf16* a, const bf16* b, int64_t stride, int64_t n, float*
   __m512 sum[R];
   for (int r = 0; r < R; ++r) sum[r] = _mm512_setzero_ps();
   int64_t i = 0;
+  if (R == 1) {  // four sums hide the latency of adding to one
+    __m512 more[3] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    const auto at = [](const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); };
+    for (; i + 128 <= n; i += 128) {
+      for (int j = 0; j < 4; ++j) _mm_prefetch((const char*)(a + i + 32 * j + AHEAD), _MM_HINT_T0);
+      sum[0] = _mm512_dpbf16_ps(sum[0], at(a + i), at(b + i));
+      for (int j = 0; j < 3; ++j) more[j] = _mm512_dpbf16_ps(more[j], at(a + i + 32 * (j + 1)), at(b + i + 32 * (j + 1)));
+    }
+    sum[0] = _mm512_add_ps(_mm512_add_ps(sum[0], more[0]), _mm512_add_ps(more[1], more[2]));
+  }
   for (; i + 32 <= n; i += 32) {
     const auto left = (__m512bh)_mm512_loadu_si512(a + i);
     for (int r = 0; r < R; ++r) sum[r] = _mm512_dpbf16_ps(sum[r], left, (__m512bh)_mm512_loadu_si512(b + r * stride + i));
@@ -90,7 +102,6 @@ constexpr int64_t BLOCK = 8;  // rows of a weight taken together
 
 // out[i * rows + r] = weight_i . x_r for `count` (at most BLOCK) rows of a weight and `rows` vectors; all of width k.
 inline void products(const bf16* weight, int64_t count, const bf16* x, int64_t rows, int64_t k, float* out) {
-  if (rows == 1) return dot_rows(x, weight, k, k, count, out);
   for (int64_t i = 0; i < count; ++i) dot_rows(weight + i * k, x, k, k, rows, out + i * rows);
 }
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
 
 import bestiary
+from bestiary.registry.header import read_header
 
 from .conftest import LLAMA, edit_header, edit_json, edit_tensors, error_of, fresh
 
@@ -206,3 +210,21 @@ def test_problems_of_a_config_come_together(tmp_path: Path) -> None:
     message = error_of(lambda: bestiary.load(tmp_path))
     for part in ("attention_bias", "hidden_act", "'dynamic' is not supported", "kv_lora_rank: this key is missing"):
         assert part in message
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_bytes_give_tensors_or_one_clear_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Flips, cuts and insertions in a small file: what is read afterwards lies inside of the file."""
+    blob = bytearray(save({"a": torch.arange(6.0), "b": torch.ones(2, 3)}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(blob)))
+        blob[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(blob)
+    try:
+        tensors = read_header(path)
+    except bestiary.BestiaryError as error:
+        assert "x.safetensors" in str(error)
+    else:
+        assert all(8 <= tensor.offset <= tensor.offset + tensor.nbytes <= len(blob) for tensor in tensors)
