@@ -45,6 +45,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
+    """A page: what `report.html` and `report.md` both show."""
+
     title: str
     sections: list[Section]
 

@@ -26,6 +26,8 @@ Tokens = NDArray[np.integer]
 
 
 class Tokenizer(Protocol):
+    """Bytes to ids."""
+
     size: int
     """Ids are below this."""
     digest: str

@@ -32,6 +32,7 @@ def train_apart(recipe: Recipe, folder: Path, *, progress: bool) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """Trains the recipe on standard input into the folder named first; returns the exit code."""
     from .train import train
     from .trainer import Diverged
 
