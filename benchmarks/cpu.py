@@ -20,9 +20,9 @@ from rich.progress import track
 from rich.table import Table
 
 import bestiary
-from bestiary.core.manifest import Manifest
 from benchmarks import limits, load
 from benchmarks.worker import CONTEXT, MODES, PROMPT, TRAIN_BATCH, TRAIN_LENGTH
+from bestiary.core.manifest import Manifest
 
 ENGINES = {
     "train": ["ours", "transformers:grouped_mm", "transformers:grouped_mm+compile"],

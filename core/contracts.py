@@ -130,18 +130,40 @@ class AfterStep(Protocol):
         ...
 
 
+class LinearLayer(nn.Module):
+    """What `Site.linear` makes: `[..., d_in] -> [..., d_out]`."""
+
+    weight: nn.Parameter
+    """`[d_out, d_in]`, in the dtype in which it is stored."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The matrix `[d_out, d_in]` in `dtype`, for code that multiplies with parts of it."""
+        raise NotImplementedError
+
+
+class GroupedLayer(nn.Module):
+    """What `Site.grouped` makes: rows sorted by expert `[N, d_in]` and counts `[E]` to `[N, d_out]`."""
+
+    weight: nn.Parameter
+    """`[E, d_out, d_in]`, in the dtype in which it is stored."""
+
+    def row_multiple(self, rows: int) -> int:
+        """What rows per expert should be a multiple of when `rows` rows are spread over all experts."""
+        return 1
+
+
 class Precision(Protocol):
     """Makes the matrices of a model and says how they are stored and computed with."""
 
     compute_dtype: torch.dtype
     """Dtype of activations."""
 
-    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> nn.Module:
-        """`[..., d_in] -> [..., d_out]`, parameter `weight` `[d_out, d_in]`; `dense()` gives the matrix in the compute dtype."""
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> LinearLayer:
+        """A linear layer for this role."""
         ...
 
-    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> nn.Module:
-        """Rows sorted by expert `[N, d_in]` and counts `[E]` to `[N, d_out]`, parameter `weight` `[E, d_out, d_in]`."""
+    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLayer:
+        """Stacked linear layers, one per expert."""
         ...
 
     def storage_dtype(self, role: Role) -> torch.dtype:

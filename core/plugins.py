@@ -170,7 +170,7 @@ def discover() -> Plugins:
     """The built-in plugins, then those of installed distributions; a broken one of the latter is remembered."""
     plugins = Plugins()
     blocked = [name.strip() for name in os.environ.get(BLOCK_VARIABLE, "").split(",") if name.strip()]
-    root = __package__.rpartition(".")[0]
+    root = __name__.rsplit(".", 2)[0]
     for name in BUILTIN:
         if name in blocked:
             plugins.blocked.append(name)

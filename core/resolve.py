@@ -190,7 +190,7 @@ class _Resolver:
             if isinstance(node, Leaf):
                 self._problem(node, f"objective.{key}", f"expected a table, or false to leave it out; found {node.value!r}.")
                 continue
-            chosen[key] = self._part("objective", node, join("objective", key))
+            chosen[key] = self._part("objective", dict(node), join("objective", key))
         if not chosen:
             self.problems.append(Problem("every objective is switched off.", "objective", "Keep one, such as next-token."))
         return chosen

@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from .component import Part
-    from .contracts import Precision
+    from .contracts import GroupedLayer, LinearLayer, Precision
+    from .layers.norm import RMSNorm
     from .weights import Role
 
 
@@ -35,15 +34,15 @@ class Site:
         """The same site in another layer."""
         return replace(self, layer=layer)
 
-    def linear(self, d_in: int, d_out: int, *, role: Role = "linear", bias: bool = False) -> nn.Module:
+    def linear(self, d_in: int, d_out: int, *, role: Role = "linear", bias: bool = False) -> LinearLayer:
         """A linear layer `[..., d_in] -> [..., d_out]` as the precision component makes it."""
         return self._maker().linear(d_in, d_out, role=role, bias=bias)
 
-    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role = "expert") -> nn.Module:
+    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role = "expert") -> GroupedLayer:
         """Stacked linear layers, one per expert: rows sorted by expert, `[N, d_in] -> [N, d_out]`."""
         return self._maker().grouped(experts, d_in, d_out, role=role)
 
-    def norm(self, size: int, *, eps: float | None = None) -> nn.Module:
+    def norm(self, size: int, *, eps: float | None = None) -> RMSNorm:
         """An RMSNorm over the last dimension, with the model's epsilon unless told otherwise."""
         from .layers.norm import RMSNorm
 

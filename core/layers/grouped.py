@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 
 from .. import weight_gradients
+from ..contracts import GroupedLayer
 from ..weight_gradients import WeightGradients, accumulate
 
 ROW_MULTIPLE = 32
@@ -21,7 +22,7 @@ ROW_MULTIPLE = 32
 (0.35 ms) and remembers 1024 of them, so that shapes should be few."""
 
 
-class GroupedLinear(nn.Module):
+class GroupedLinear(GroupedLayer):
     """Row n of expert e: `x[n] @ weight[e].T`. Parameter `weight` `[E, d_out, d_in]`."""
 
     def __init__(self, experts: int, d_in: int, d_out: int) -> None:

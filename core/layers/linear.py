@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import weight_gradients
+from ..contracts import LinearLayer
 from ..native import linear as native
 from ..weight_gradients import SplitLinear
 
 
-class Linear(nn.Module):
+class Linear(LinearLayer):
     """`[..., d_in] -> [..., d_out]`, parameters `weight` `[d_out, d_in]` and, if asked for, `bias` `[d_out]`."""
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool = False, dtype: torch.dtype | None = None) -> None:

@@ -159,7 +159,7 @@ def tables(options: RopeOptions, dim: int, context: Context) -> tuple[Tensor, Te
 def _tables(options: RopeOptions, dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
-    frequency = torch.tensor(frequencies(options, dim), dtype=torch.float32, device=positions.device)
+    frequency = torch.tensor(frequencies(options, dim), dtype=torch.float32, device=positions.device)  # pyright: ignore[reportArgumentType]
     angle = positions[..., None].float() * frequency
     return angle.cos() * magnitude(options), angle.sin() * magnitude(options)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ...core.layers.grouped import GroupedLinear
 from ...core.layers.linear import Linear
@@ -16,10 +15,10 @@ class Native:
     def __init__(self, *, compute: torch.dtype, storage: torch.dtype) -> None:
         self.compute_dtype, self.storage = compute, storage
 
-    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> nn.Module:
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
         return Linear(d_in, d_out, bias=bias)
 
-    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> nn.Module:
+    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:
         return GroupedLinear(experts, d_in, d_out)
 
     def storage_dtype(self, role: Role) -> torch.dtype:

@@ -42,12 +42,13 @@ class SigmoidGroup(Gate):
 
     def __init__(self, options: SigmoidGroupOptions, site: RouterSite) -> None:
         super().__init__(options, site)
+        self.rule = options
         self.groups, self.kept, self.speed = options.n_group, options.topk_group, options.bias_update_speed
         self.register_buffer("e_score_correction_bias", torch.empty(site.n_routed_experts))
 
     def forward(self, x: Tensor) -> Routing:
         """`[T, D]` to `Routing`."""
-        few = decode.route_sigmoid_group(x, self.weight, self.e_score_correction_bias, self.k, self.options)
+        few = decode.route_sigmoid_group(x, self.weight, self.e_score_correction_bias, self.k, self.rule)
         if few is not None:
             return few
         scores = self.logits(x).sigmoid()
