@@ -50,12 +50,14 @@ def main() -> None:
         machine = limits.measure()
         rates = measure(checkpoint, arguments)
         machine = _better(machine, limits.measure())
-        loading = [] if arguments.no_load else load.compare(checkpoint)
     report(console, manifest, machine, rates)
-    load.report(console, loading)
+    loading = {} if arguments.no_load else load.run(manifest.name, arguments.rounds + 1)
+    report_loading(console, loading)
     if arguments.json:
         figures = {"machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({**figures, "limits": vars(machine), "tokens per second": rates}, indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps({**figures, "limits": vars(machine), "tokens per second": rates, "loading": loading}, indent=2) + "\n"
+        )
 
 
 def measure(checkpoint: Path, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -93,6 +95,21 @@ def report(console: Console, manifest: Manifest, machine: limits.Limits, rates: 
             ratio = f"{engines['ours'] / rate:.2f} x" if engine != "ours" and "ours" in engines else ""
             table.add_row(mode, engine, f"{rate:,.0f}", f"{rate / limit:.1%}", ratio)
         table.add_section()
+    console.print(table)
+
+
+def report_loading(console: Console, loading: dict[str, dict[str, float]]) -> None:
+    """Prints what `benchmarks/load.py` measured."""
+    if not loading:
+        return
+    table = Table(
+        title="loading the same checkpoint from the page cache; limit: reading its bytes and copying them once", title_justify="left"
+    )
+    table.add_column("engine")
+    for heading in ("seconds", "GB/s", "time / limit", "peak memory / checkpoint"):
+        table.add_column(heading, justify="right")
+    for engine, row in loading.items():
+        table.add_row(engine, *(f"{row[key]:.3g}" for key in ("seconds", "GB/s", "time / limit", "memory / checkpoint")))
     console.print(table)
 
 

@@ -140,7 +140,8 @@ def _check_shapes(model: CausalLM) -> None:
             if y.shape != x.shape or y.dtype != x.dtype:
                 raise BestiaryError(
                     Problem(
-                        f"'{part.use}' turns {tuple(x.shape)} {x.dtype} into {tuple(y.shape)} {y.dtype}; its slot must keep shape and dtype.",
+                        f"'{part.use}' turns {tuple(x.shape)} {x.dtype} into {tuple(y.shape)} {y.dtype}; "
+                        "its slot must keep shape and dtype.",
                         f"layer {start}, {slot}",
                         f"Mend the component{f', from {part.component.origin}' if part.component.origin else ''}.",
                     )
