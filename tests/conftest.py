@@ -33,6 +33,8 @@ if Path(bestiary.__file__).resolve().parent != ROOT:
 bestiary.__path__[:] = [str(ROOT)]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another, spinning
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable  # noqa: E402
 from typing import Any  # noqa: E402
