@@ -90,8 +90,10 @@ class Transformers:
         self.position += 1
 
     def rewind(self, cache: Any) -> Any:
+        for layer in cache.layers if self.compiled else ():
+            layer.cumulative_length.fill_(CONTEXT)
         if not self.compiled:
-            cache.crop(CONTEXT)
+            cache.crop(CONTEXT - self.position)
         self.position = CONTEXT
         return cache
 
