@@ -33,7 +33,7 @@ if Path(bestiary.__file__).resolve().parent != ROOT:
 bestiary.__path__[:] = [str(ROOT)]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several workers would wait for one another, spinning
+if "PYTEST_XDIST_WORKER" in os.environ:  # for what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable  # noqa: E402
@@ -43,6 +43,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+torch.set_num_threads(1)  # tensors are tiny here, and threads of several processes would wait for one another
 settings.register_profile("bestiary", deadline=None, derandomize=True)
 settings.load_profile("bestiary")
 
