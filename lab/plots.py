@@ -31,7 +31,7 @@ STYLE: Any = {
 
 
 def curves(runs: Mapping[str, RunResult], axis: Axis) -> str:
-    """An `<svg>` of bits per byte against tokens or FLOPs: held-out evaluations as points, smoothed training loss as lines."""
+    """An `<svg>` of bits per byte against tokens or FLOPs: held-out evaluations as points, smoothed training loss faintly."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -41,23 +41,24 @@ def curves(runs: Mapping[str, RunResult], axis: Axis) -> str:
         axes = figure.add_subplot()
         for index, (name, run) in enumerate(runs.items()):
             colour = COLOURS[index % len(COLOURS)]
-            axes.plot(*training(run, axis), color=colour, linewidth=1.0, alpha=0.5)
-            axes.plot(*held_out(run, axis), color=colour, linewidth=0, marker="o", markersize=5, label=name)
+            axes.plot(*training(run, axis), color=colour, linewidth=0.9, alpha=0.35)
+            axes.plot(*held_out(run, axis), color=colour, linewidth=1.6, marker="o", markersize=5, label=name)
         axes.set_xlabel(LABELS[axis])
         axes.set_ylabel("bits per byte")
         axes.set_xlim(left=0)
         axes.set_ylim(*_limits(runs))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.legend(title="points: held-out   lines: training", frameon=False, alignment="left")
+        axes.legend(title="points: held out   faint: training, smoothed", frameon=False, alignment="left")
         return _svg(figure)
 
 
 def _limits(runs: Mapping[str, RunResult]) -> tuple[float, float]:
-    """Room for all evaluations but the one before training, whose height would flatten the rest."""
+    """Room for all evaluations but the one before training, whose height would flatten the rest, and for the lowest loss."""
     values = [value for run in runs.values() for value in held_out(run, "tokens")[1][1:]]
-    low, high = (min(values), max(values)) if values else (0.0, 8.0)
-    margin = max(0.05, 0.1 * (high - low))
-    return low - margin, high + 2 * margin
+    lows = [min(curve) for run in runs.values() if (curve := training(run, "tokens")[1])]
+    low, high = (min([*values, *lows]), max(values)) if values else (0.0, 8.0)
+    margin = max(0.05, 0.08 * (high - low))
+    return low - margin, high + margin
 
 
 def _svg(figure: Any) -> str:

@@ -42,7 +42,7 @@ def held_out(run: RunResult, axis: Axis) -> tuple[list[float], list[float]]:
     return _curve(run, axis, "eval")
 
 
-def training(run: RunResult, axis: Axis, *, window: float = 0.02) -> tuple[list[float], list[float]]:
+def training(run: RunResult, axis: Axis, *, window: float = 0.05) -> tuple[list[float], list[float]]:
     """Budget spent and training bits per byte, smoothed by an exponential average over `window` of the run."""
     x, y = _curve(run, axis, "train")
     keep = 1 - 1 / max(1.0, window * len(y))

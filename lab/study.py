@@ -90,7 +90,9 @@ def load_study(path: str | Path, *, set: Settings = ()) -> Study:
     if problems:
         raise BestiaryError(*dict.fromkeys(problems))
     out = (path.parent / Path(options.out).expanduser()).resolve() if options.out else Path.cwd() / "runs" / path.stem
-    return Study(options.title or path.stem, options.description, options.baseline, recipes, manifests, out, path, _items(set))
+    return Study(
+        options.title or path.stem, " ".join(options.description.split()), options.baseline, recipes, manifests, out, path, _items(set)
+    )
 
 
 def _items(set: Settings) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def overview(runs: Mapping[str, RunResult], baseline: str) -> Table:
     reference = runs[baseline].summary.bits_per_byte
     header = (
         "variant",
-        "held-out bits per byte",
+        "bits per byte, held out",
         "difference to baseline",
         "parameters",
         "active parameters",
