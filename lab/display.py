@@ -22,7 +22,7 @@ class Display:
             disable=not (shown and console.is_terminal),
         )
         self.task = self.bar.add_task(label, total=steps, figures="")
-        self.held_out = ""
+        self.loss = self.held_out = ""
         self.speed = 0.0
 
     def __enter__(self) -> Display:
@@ -39,8 +39,8 @@ class Display:
         else:
             speed = line.tokens_per_second or 0.0
             self.speed = 0.9 * self.speed + 0.1 * speed if self.speed else speed
-            figures = f"loss {line.loss:.3f}{self.held_out}  {self.speed:,.0f} tokens/s"
-            self.bar.update(self.task, completed=line.step, figures=figures)
+            self.loss = f"loss {line.loss:.3f}"
+        self.bar.update(self.task, completed=line.step, figures=f"{self.loss}{self.held_out}  {self.speed:,.0f} tokens/s")
 
     def _print(self, line: Line) -> None:
         if self.shown and not console.is_terminal:

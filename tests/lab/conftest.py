@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 MANIFEST = """
 schema = 1
@@ -47,16 +46,6 @@ lr = 1e-2
 [log]
 eval_every = 4
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Tiny matrices gain nothing from threads, and the tests beside these need the cores."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
