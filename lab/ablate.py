@@ -76,10 +76,13 @@ def _finished(folder: Path, digest: str) -> RunResult | None:
 
 
 def _train(name: str, recipe: Recipe, folder: Path, digest: str, progress: bool) -> RunResult:
-    code = train_apart(recipe, folder, progress=progress)
+    try:
+        code = train_apart(recipe, folder, progress=progress)
+    except KeyboardInterrupt:
+        raise BestiaryError(
+            f"Interrupted during '{name}'. Finished runs are kept in {folder.parent}; the same command goes on from there."
+        ) from None
     run = read_run(folder)
-    if run is not None and run.summary.status == "interrupted":
-        raise BestiaryError(f"Interrupted during '{name}'. Finished runs are kept in {folder.parent}; the same command goes on from there.")
     if run is None or run.summary.digest != digest:
         ending = f"signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
         raise BestiaryError(f"The run of '{name}' ended with {ending} and left no result. See what it printed above.")

@@ -103,8 +103,12 @@ def _setting(study: Study, runs: Mapping[str, RunResult]) -> str:
     return (
         f"{len(runs)} variants of {model}, each trained for {short(budget)} tokens ({recipe.steps:,} steps of {rows}) of "
         f"{_source(recipe)}, read as {reader}, all on the same text in the same order. "
-        "Lower is better: bits per byte of held-out documents."
+        f"Lower is better: bits per byte of held-out documents.{_left_out(runs[study.baseline])}"
     )
+
+
+def _left_out(run: RunResult) -> str:
+    return f" {run.summary.left_out} files that are not UTF-8 text were left out." if run.summary.left_out else ""
 
 
 def _source(recipe: Recipe) -> str:

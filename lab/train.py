@@ -21,6 +21,7 @@ from .display import Display
 from .interrupt import Interrupt
 from .memory import peak_memory
 from .metrics import Line, Log
+from .progress import console
 from .recipe import Recipe, load_recipe, steps_of
 from .result import METRICS, MODEL, RECIPE, SUMMARY, RunResult, Status, Summary, write_json, write_summary
 from .trainer import Diverged, Trainer
@@ -48,10 +49,12 @@ def train(recipe: Recipe | str | Path, *, out: str | Path | None = None, progres
     keep_freed_memory()
     manifest, device = recipe.manifest(), choose(recipe.train.device)
     data = open_data(recipe, manifest)
+    if data.left_out and progress:
+        console.print(f"{len(data.left_out)} files are not UTF-8 text and are left out, such as {data.left_out[0]}", soft_wrap=True)
     run = _Run(recipe, manifest, data, device, folder)
     with Interrupt() as interrupt, Display(folder.name, recipe.steps, shown=progress) as display:
         run.go(interrupt, display)
-    return run.finish("interrupted" if interrupt.requested else "finished")
+    return run.finish()
 
 
 def run_digest(recipe: Recipe, manifest: Manifest, data_digest: str) -> str:
@@ -91,12 +94,12 @@ class _Run:
                 self.held_out = self.trainer.evaluate()
                 self._write(self.held_out, display)
 
-    def finish(self, status: Status) -> RunResult:
+    def finish(self) -> RunResult:
         """Saves the model, then the summary: a folder with a summary is complete."""
         save(self.trainer.state.model, self.folder / MODEL)
         self.data.tokenizer.save(self.folder / MODEL, self.data.end)
-        state = self.trainer.state
-        return self._summarise(status, "" if status == "finished" else f"interrupted after step {state.step} of {self.recipe.steps}")
+        step, steps = self.trainer.state.step, self.recipe.steps
+        return self._summarise("finished", "") if step == steps else self._summarise("interrupted", f"after step {step} of {steps}")
 
     def _eval_every(self) -> int:
         amount = self.recipe.log.eval_every

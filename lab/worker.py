@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from ..core.errors import BestiaryError
 from .checked import table
@@ -19,20 +20,30 @@ def train_apart(recipe: Recipe, folder: Path, *, progress: bool) -> int:
 
     Returns:
         The exit code: 0 also for a run that diverged, negative for a signal.
+
+    Raises:
+        KeyboardInterrupt: there was a Ctrl-C, and the run has ended.
     """
     command = [sys.executable, "-P", "-m", __name__, str(folder), *(["--progress"] if progress else [])]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
-    before = {number: signal.signal(number, lambda number, _: child.send_signal(number)) for number in SIGNALS}
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        passed.append(number)
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         child.communicate(json.dumps(table(recipe)))
-        return child.returncode
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if passed:
+        raise KeyboardInterrupt
+    return child.returncode
 
 
 def main(arguments: list[str]) -> int:
-    """Trains the recipe on standard input into the folder named first; returns the exit code."""
     from .train import train
     from .trainer import Diverged
 
@@ -45,6 +56,8 @@ def main(arguments: list[str]) -> int:
     except BestiaryError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

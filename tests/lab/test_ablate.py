@@ -5,6 +5,10 @@ from __future__ import annotations
 import html
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import pytest
 from bestiary.lab.ablate import StudyResult, ablate
 from bestiary.lab.metrics import Line
 from bestiary.lab.reading import read_equal, training
-from bestiary.lab.result import RunResult, Summary
+from bestiary.lab.result import RunResult, Summary, read_run
 from bestiary.lab.units import short, signed
 
 STUDY = """
@@ -56,6 +60,24 @@ def test_a_study_trains_reports_and_reuses(study: Path):
     assert "hot diverged." in (second.folder / "report.md").read_text()
 
     assert run(study).reused == ("base", "gqa", "hot")
+
+
+def test_ctrl_c_ends_the_study_and_keeps_what_is_finished(study: Path):
+    text = (study.parent / "recipe.toml").read_text().replace("steps = 12", "steps = 100000").replace("eval_every = 4", "eval_every = 0")
+    (study.parent / "recipe.toml").write_text(text)
+    out = study.parent / "out"
+    code = f"from bestiary.lab.ablate import ablate; ablate({str(study)!r}, out={str(out)!r}, progress=False)"
+    child = subprocess.Popen([sys.executable, "-P", "-c", code], stderr=subprocess.PIPE, text=True)
+    metrics, deadline = out / "base" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert "Interrupted during 'base'" in errors
+    stopped = read_run(out / "base")
+    assert stopped is not None and stopped.summary.status == "interrupted" and stopped.model.is_dir()
+    assert not (out / "gqa").exists() and not (out / "report.html").exists()
 
 
 def check_report(result: StudyResult) -> None:
