@@ -23,6 +23,7 @@ th:first-child, td:first-child { padding-left: 0; }
 td { border-bottom: 1px solid #e2e2e2; vertical-align: top; }
 table.numbers th:not(:first-child), table.numbers td:not(:first-child) { text-align: right; }
 table.numbers td { white-space: nowrap; }
+table.numbers th:nth-child(2) { min-width: 4.6rem; }
 .note { font-size: .86rem; color: #555; }
 figure { margin: 1rem 0; }
 figure svg { max-width: 100%; height: auto; }

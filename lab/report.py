@@ -17,8 +17,8 @@ from .tables import Table, changes, equal_budgets, overview, provenance
 from .units import short
 
 SEED_NOTE = (
-    "Each variant was trained once, from one seed. A difference of a few hundredths of a bit is within what another seed changes "
-    "and decides nothing; repeat with other seeds before believing it."
+    "Each variant was trained once, from one seed. That decides nothing about small differences, since another seed changes the result "
+    "too: repeat with other seeds before believing one."
 )
 EQUAL_NOTE = (
     "Read between evaluations by linear interpolation, at the largest budget that every variant reached. A run that is read before "
