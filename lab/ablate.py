@@ -12,8 +12,8 @@ from pathlib import Path
 from ..core.errors import BestiaryError
 from .corpus import read_corpus
 from .data import data_digest
+from .options import Recipe
 from .progress import console
-from .recipe import Recipe
 from .result import RunResult, read_run
 from .study import Study, load_study
 from .tokens import open_tokenizer

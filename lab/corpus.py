@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..core.errors import BestiaryError, Problem
+from .options import STDLIB, DataOptions
 from .progress import tracked
-from .recipe import STDLIB, DataOptions
 
 SKIPPED_FOLDERS = frozenset({"site-packages", "__pycache__", ".git", "node_modules"})
 

@@ -13,8 +13,8 @@ from ..core.contracts import Batch
 from ..core.errors import BestiaryError, Problem
 from ..core.manifest import Manifest
 from .corpus import Corpus, Document, read_corpus
+from .options import Recipe
 from .packing import Order, Rows, join
-from .recipe import Recipe
 from .tokens import Tokenizer, end_token, open_tokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import AdamW
 
-from .recipe import AdamWOptions
+from .options import AdamWOptions
 
 
 def adamw(model: nn.Module, options: AdamWOptions) -> AdamW:

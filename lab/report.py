@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .options import BYTES, STDLIB, Recipe
 from .plots import curves
 from .reading import read_equal
-from .recipe import BYTES, STDLIB, Recipe
 from .render import to_html, to_markdown
 from .result import RunResult
 from .study import Study

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .recipe import ScheduleOptions, steps_of
+from .options import ScheduleOptions, steps_of
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from ..core.errors import BestiaryError, Problem, suggest
 from ..core.manifest import Manifest
 from ..core.tree import Leaf, Tree, settings
 from .checked import check, read
-from .recipe import Recipe, Settings, recipe_from, with_set
+from .options import Recipe
+from .recipe import Settings, recipe_from, with_set
 
 
 class StudyOptions(Options):

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from ..core.errors import BestiaryError, Problem
 from ..core.manifest import Manifest
+from .options import BYTES
 from .progress import tracked
-from .recipe import BYTES
 
 END = "<|endoftext|>"
 Tokens = NDArray[np.integer]

@@ -21,8 +21,9 @@ from .display import Display
 from .interrupt import Interrupt
 from .memory import peak_memory
 from .metrics import Line, Log
+from .options import Recipe, steps_of
 from .progress import console
-from .recipe import Recipe, load_recipe, steps_of
+from .recipe import load_recipe
 from .result import METRICS, MODEL, RECIPE, SUMMARY, RunResult, Status, Summary, write_json, write_summary
 from .trainer import Diverged, Trainer
 

@@ -22,7 +22,7 @@ from .device import move
 from .evaluate import LOSS, bits_per_byte, evaluate
 from .metrics import Line
 from .optimizer import adamw, set_lr
-from .recipe import Recipe
+from .options import Recipe
 from .schedule import Schedule
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 from ..core.errors import BestiaryError
 from .checked import table
 from .interrupt import SIGNALS
-from .recipe import Recipe
+from .options import Recipe
 
 
 def train_apart(recipe: Recipe, folder: Path, *, progress: bool) -> int:
@@ -44,6 +44,7 @@ def train_apart(recipe: Recipe, folder: Path, *, progress: bool) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """The process itself: the folder, perhaps `--progress`, and the recipe on standard input; returns the exit code."""
     from .train import train
     from .trainer import Diverged
 

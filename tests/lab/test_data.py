@@ -14,7 +14,8 @@ from bestiary.core.contracts import Loss
 from bestiary.lab.corpus import Corpus, Document, read_corpus
 from bestiary.lab.data import open_data, split
 from bestiary.lab.evaluate import bits_per_byte, evaluate
-from bestiary.lab.recipe import DataOptions, load_recipe
+from bestiary.lab.options import DataOptions
+from bestiary.lab.recipe import load_recipe
 
 
 def corpus(count: int) -> Corpus:

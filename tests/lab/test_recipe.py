@@ -8,7 +8,8 @@ import pytest
 
 from bestiary import BestiaryError
 from bestiary.lab.checked import table
-from bestiary.lab.recipe import Recipe, load_recipe
+from bestiary.lab.options import Recipe
+from bestiary.lab.recipe import load_recipe
 from bestiary.lab.study import load_study
 
 STUDY = """

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestiary.lab.recipe import ScheduleOptions
+from bestiary.lab.options import ScheduleOptions
 from bestiary.lab.schedule import Schedule
 
 

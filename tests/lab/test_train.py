@@ -18,7 +18,8 @@ import bestiary
 from bestiary import BestiaryError
 from bestiary.core.accounting import account
 from bestiary.lab.optimizer import adamw
-from bestiary.lab.recipe import AdamWOptions, load_recipe
+from bestiary.lab.options import AdamWOptions
+from bestiary.lab.recipe import load_recipe
 from bestiary.lab.result import read_run
 from bestiary.lab.train import train
 from bestiary.lab.trainer import Diverged
