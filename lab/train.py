@@ -144,7 +144,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise BestiaryError(f"{folder} is a file, and the run needs a folder. Give another output folder.")
     if (folder / SUMMARY).exists() and not overwrite:
-        raise BestiaryError(f"{folder} holds a run already. Give another output folder, or say that it may be overwritten.")
+        raise BestiaryError(f"{folder} holds a run already. Give another output folder, or --overwrite (overwrite=True).")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / RECIPE).exists():
         raise BestiaryError(f"{folder} holds files that are no run. Give another output folder, or an empty one.")
 
