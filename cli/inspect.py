@@ -68,7 +68,7 @@ def _parts(manifest: Manifest) -> list[list[str]]:
     for path, part in manifest.parts():
         slot = path.replace('block.at."', "layers ").replace('".', " ").replace("objective.", "objective ")
         origin = part.component.origin
-        foreign = f" ({origin})" if origin and origin.distribution != "bestiary" else ""
+        foreign = f" ({origin})" if origin and not origin.built_in else ""
         rows.append([slot, part.use + foreign, _options(part.table())])
     return rows
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .console import err, out
+from .console import out, print_rows
 
 Changes = Annotated[
     list[str] | None,
@@ -31,7 +31,7 @@ def train(
     from ..lab.recipe import load_recipe
     from ..lab.train import train as run
 
-    done = run(load_recipe(recipe, set=set or []), out=out_folder, progress=err.is_terminal, overwrite=overwrite)
+    done = run(load_recipe(recipe, set=set or []), out=out_folder, overwrite=overwrite)
     summary = done.summary
     held_out = "" if summary.bits_per_byte is None else f", {summary.bits_per_byte:.3f} bits per byte on held-out text"
     out.print(f"{summary.status}: {summary.tokens:,} tokens, {summary.tokens_per_second:,.0f} tokens/s{held_out}")
@@ -42,6 +42,9 @@ def ablate(study: Annotated[Path, typer.Argument(help="A study (TOML).")], set: 
     """Trains the variants of a study on the same data and writes a report that compares them."""
     from ..lab.ablate import ablate as run
     from ..lab.study import load_study
+    from ..lab.tables import overview
 
-    done = run(load_study(study, set=set or []), out=out_folder, progress=err.is_terminal)
+    done = run(load_study(study, set=set or []), out=out_folder)
+    table = overview(done.runs, done.study.baseline)
+    print_rows("", list(table.header), [list(row) for row in table.rows], right=tuple(range(1, len(table.header))))
     out.print(f"report: {done.report}", soft_wrap=True)

@@ -131,7 +131,7 @@ class Manifest:
         """Every component that the model is made of, sub-slots included, each once."""
         found: dict[int, Component[Any]] = {}
         for _, part in self.parts():
-            for inner in _nested(part):
+            for inner in nested(part):
                 found.setdefault(id(inner.component), inner.component)
         return list(found.values())
 
@@ -168,12 +168,13 @@ class Manifest:
         return {"model": self.model.table(), "block": {"at": at}, "precision": self.precision.table()}
 
 
-def _nested(part: Part) -> Iterator[Part]:
+def nested(part: Part) -> Iterator[Part]:
+    """The part and those in its sub-slots."""
     yield part
     for name in type(part.options).model_fields:
         value = getattr(part.options, name)
         if isinstance(value, Part):
-            yield from _nested(value)
+            yield from nested(value)
 
 
 def _canonical(data: Any) -> str:

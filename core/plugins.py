@@ -39,6 +39,11 @@ class Origin:
     version: str
     module: str
 
+    @property
+    def built_in(self) -> bool:
+        """Whether it is part of Bestiary itself, whose tests prove every component's contract."""
+        return self.module.startswith(f"{__name__.rsplit('.', 2)[0]}.plugins.")
+
     def __str__(self) -> str:
         return f"{self.plugin} ({self.distribution} {self.version})"
 
