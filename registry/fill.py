@@ -30,6 +30,12 @@ BUFFER = 8 << 20
 BATCH = 4 << 20
 """Bytes that one task reads at least: many small tensors, or one large one."""
 
+MOST = 512
+"""Tensors in one system call; Linux takes 1024."""
+
+Straight = tuple[Stored, memoryview]
+"""A stored tensor and the memory that takes it as it is."""
+
 Advance = Callable[[int], object]
 
 
@@ -51,11 +57,18 @@ def fill(reads: Sequence[Read], parameters: Mapping[str, Tensor], *, threads: in
     def run(batch: list[Read]) -> None:
         reader = idle.get()
         try:
+            straight: list[Straight] = []
             for read in batch:
-                reader.read(read, parameters[read.target].detach()[read.region])
+                span = _span(parameters[read.target], read.region) if read.op == "copy" and read.target in memory else None
+                if span is None:
+                    reader.read(read, parameters[read.target].detach()[read.region])
+                else:
+                    straight.append((read.source, memory[read.target][span.start : span.stop]))
+            reader.scatter(straight)
         finally:
             idle.put(reader)
 
+    memory = {name: _bytes(p.detach()) for name, p in parameters.items() if p.device.type == "cpu" and p.is_contiguous()}
     idle: SimpleQueue[_Reader] = SimpleQueue()
     with ExitStack() as readers, ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
         for _ in range(workers):
@@ -77,8 +90,8 @@ def check_equal(a: Stored, b: Stored, *, advance: Advance | None = None) -> bool
     with _Reader(advance) as first, _Reader(advance) as second:
         for start in range(0, a.nbytes, BUFFER):
             size = min(BUFFER, a.nbytes - start)
-            first.bytes(a, start, mine[:size])
-            second.bytes(b, start, other[:size])
+            first.bytes(a, start, _bytes(mine[:size]))
+            second.bytes(b, start, _bytes(other[:size]))
             if not torch.equal(mine[:size], other[:size]):
                 return False
     return True
@@ -95,6 +108,38 @@ def _batches(reads: Sequence[Read]) -> Iterator[list[Read]]:
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def _span(parameter: Tensor, region: tuple[int | slice, ...]) -> range | None:
+    """The bytes of a region of a contiguous parameter, as offsets, or None where they are not in one piece."""
+    offset, size, rest = 0, parameter.numel(), parameter.shape
+    for position, index in enumerate(region):
+        inner = size // rest[0]
+        start, stop = (index, index + 1) if isinstance(index, int) else index.indices(rest[0])[:2]
+        offset, size = offset + start * inner, (stop - start) * inner
+        if not isinstance(index, int) and (position + 1 < len(region) or index.step not in (None, 1)):
+            return None
+        rest = rest[1:]
+    return range(offset * parameter.itemsize, (offset + size) * parameter.itemsize)
+
+
+def _neighbours(parts: Sequence[Straight]) -> Iterator[list[Straight]]:
+    """Runs of tensors that follow one another without a gap in one file."""
+    run: list[Straight] = []
+    for stored, view in parts:
+        last = run[-1][0] if run else None
+        if last is None or (stored.file, stored.offset) != (last.file, last.offset + last.nbytes) or len(run) == MOST:
+            if run:
+                yield run
+            run = []
+        run.append((stored, view))
+    if run:
+        yield run
 
 
 class _Reader:
@@ -115,14 +160,24 @@ class _Reader:
     def read(self, read: Read, out: Tensor) -> None:
         if read.op == "dequantise":
             self._dequantise(read, out)
-        elif read.op == "copy" and out.device.type == "cpu" and out.is_contiguous():
-            self.bytes(read.source, 0, out.reshape(-1).view(torch.uint8))
         else:
             self._through_buffer(read.source, out)
 
-    def bytes(self, source: Stored, start: int, out: Tensor) -> None:
-        """Bytes of a stored tensor from `start` on into a contiguous uint8 tensor."""
-        stream, view = self._open(source), out.numpy().data
+    def scatter(self, parts: Sequence[Straight]) -> None:
+        """Whole tensors as they are stored; neighbours in a file by one system call."""
+        for run in _neighbours(parts):
+            source = run[0][0]
+            got = os.preadv(self._open(source).fileno(), [view for _, view in run], source.offset)
+            if self._advance is not None:
+                self._advance(got)
+            for stored, view in run:
+                if got < len(view):  # a signal or the file's end came in between
+                    self.bytes(stored, max(got, 0), view[max(got, 0) :])
+                got -= len(view)
+
+    def bytes(self, source: Stored, start: int, view: memoryview) -> None:
+        """Bytes of a stored tensor from `start` on."""
+        stream = self._open(source)
         stream.seek(source.offset + start)
         while len(view):
             got = stream.readinto(view)
@@ -149,7 +204,7 @@ class _Reader:
         start = 0
         for piece in _pieces(out, BUFFER // dtype.itemsize):
             scratch = self._scratch(piece.numel() * dtype.itemsize)
-            self.bytes(source, start, scratch)
+            self.bytes(source, start, _bytes(scratch))
             piece.copy_(scratch.view(dtype).view(piece.shape))
             start += scratch.numel()
 
@@ -163,13 +218,13 @@ class _Reader:
         for matrix, blocks in matrices:
             for rows, factors in zip(matrix.split(height), spread_columns(blocks, read.block, columns), strict=True):
                 scratch = self._scratch(rows.numel())
-                self.bytes(read.source, start, scratch)
+                self.bytes(read.source, start, _bytes(scratch))
                 dequantise(scratch.view(torch.float8_e4m3fn).view(rows.shape), factors, rows)
                 start += rows.numel()
 
     def _whole(self, source: Stored) -> Tensor:
         tensor = torch.empty(source.shape, dtype=getattr(torch, FLOATS[source.dtype]))
-        self.bytes(source, 0, tensor.reshape(-1).view(torch.uint8))
+        self.bytes(source, 0, _bytes(tensor))
         return tensor
 
 

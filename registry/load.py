@@ -88,13 +88,11 @@ def _build(manifest: Manifest, plan: Plan, device: torch.device | str | None, se
     from ..core.assemble import allocate, assemble, initialise, state
     from ..core.table import own_entries
     from .fill import fill
-    from .pages import advise
 
     model = assemble(manifest, device="meta", dtype=plan.compute_dtype)
     for name, tensor in state(model).items():
         tensor.data = tensor.data.to(plan.dtypes[name])
     allocate(model, own_entries(manifest), torch.device(device or "cpu"))
-    advise(state(model).values())
     with _bar(plan.nbytes, progress) as advance:
         _check_tied(plan, advance)
         fill(plan.reads, state(model), threads=threads, advance=advance)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
 import bestiary
 from bestiary.registry.checkpoint import Checkpoint
+from bestiary.registry.fill import _bytes, _span
 from bestiary.registry.header import Stored
 from bestiary.registry.layout import published
 from bestiary.registry.plan import make_plan
@@ -232,3 +236,20 @@ def test_hub_ids_fetch_configs_and_safetensors_only(checkpoint: Path, monkeypatc
 
 def test_hub_id_without_a_network() -> None:
     assert "the Hub cannot be reached" in error_of(lambda: bestiary.load("org/never-fetched"))
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.data())
+def test_the_bytes_of_a_region_are_those_that_indexing_gives(shape, data):
+    parameter = torch.arange(math.prod(shape), dtype=torch.int16).reshape(shape)
+    leading = data.draw(st.integers(0, len(shape) - 1))
+    region = [data.draw(st.integers(0, size - 1)) for size in shape[:leading]]
+    if data.draw(st.booleans()):
+        region.append(slice(*sorted(data.draw(st.lists(st.integers(0, shape[leading]), min_size=2, max_size=2)))))
+    span = _span(parameter, tuple(region))
+    assert span is not None
+    assert _bytes(parameter)[span.start : span.stop].tobytes() == _bytes(parameter[tuple(region)].contiguous()).tobytes()
+
+
+def test_a_region_in_several_pieces_has_no_span():
+    assert _span(torch.empty(4, 6), (slice(0, 2), slice(0, 3))) is None
+    assert _span(torch.empty(4, 6), (slice(0, 4, 2),)) is None
