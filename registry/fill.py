@@ -112,7 +112,7 @@ def _batches(reads: Sequence[Read]) -> Iterator[list[Read]]:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _span(parameter: Tensor, region: tuple[int | slice, ...]) -> range | None:
