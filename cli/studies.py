@@ -20,6 +20,9 @@ Changes = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the results; the one that the file names by default.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")]
 
+COLUMNS = ("variant", "bits per byte, held out", "difference to baseline", "active parameters", "tokens/s", "training time")
+"""Of the report's first table, those that fit a terminal."""
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
@@ -46,5 +49,7 @@ def ablate(study: Annotated[Path, typer.Argument(help="A study (TOML).")], set: 
 
     done = run(load_study(study, set=set or []), out=out_folder)
     table = overview(done.runs, done.study.baseline)
-    print_rows("", list(table.header), [list(row) for row in table.rows], right=tuple(range(1, len(table.header))))
+    shown = [i for i, heading in enumerate(table.header) if heading in COLUMNS]
+    rows = [[row[i] for i in shown] for row in table.rows]
+    print_rows("", [table.header[i] for i in shown], rows, right=tuple(range(1, len(shown))))
     out.print(f"report: {done.report}", soft_wrap=True)
