@@ -32,7 +32,7 @@ def train(
 ) -> None:
     """Trains a model by a recipe; Ctrl-C saves it and stops."""
     from ..lab.recipe import load_recipe
-    from ..lab.train import train as run
+    from ..lab.training.train import train as run
 
     done = run(load_recipe(recipe, set=set or []), out=out_folder, overwrite=overwrite)
     summary = done.summary
@@ -43,9 +43,9 @@ def train(
 
 def ablate(study: Annotated[Path, typer.Argument(help="A study (TOML).")], set: Changes = None, out_folder: Out = None) -> None:
     """Trains the variants of a study on the same data and writes a report that compares them."""
-    from ..lab.ablate import ablate as run
-    from ..lab.study import load_study
-    from ..lab.tables import overview
+    from ..lab.studies.ablate import ablate as run
+    from ..lab.studies.study import load_study
+    from ..lab.studies.tables import overview
 
     done = run(load_study(study, set=set or []), out=out_folder)
     table = overview(done.runs, done.study.baseline)

@@ -22,7 +22,8 @@ from ..core.errors import BestiaryError, Problem
 from ..core.tree import Leaf, Tree, merge, plain, settings
 from ..registry.catalog import list_models
 from .checked import check, read
-from .options import BYTES, STDLIB, Recipe
+from .data.options import BYTES, STDLIB
+from .options import Recipe
 
 Settings = Sequence[str] | Mapping[str, Any]
 SECTIONS = tuple(name for name in Recipe.model_fields if name != "model")

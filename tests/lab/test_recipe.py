@@ -10,7 +10,7 @@ from bestiary import BestiaryError
 from bestiary.lab.checked import table
 from bestiary.lab.options import Recipe
 from bestiary.lab.recipe import load_recipe
-from bestiary.lab.study import load_study
+from bestiary.lab.studies.study import load_study
 
 STUDY = """
 schema = 1

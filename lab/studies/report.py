@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .options import BYTES, STDLIB, Recipe
+from ..data.options import BYTES, STDLIB
+from ..options import Recipe
+from ..training.result import RunResult
+from ..units import short
 from .plots import curves
 from .reading import read_equal
 from .render import to_html, to_markdown
-from .result import RunResult
 from .study import Study
 from .tables import Table, changes, equal_budgets, overview, provenance
-from .units import short
 
 SEED_NOTE = (
     "Each variant was trained once, from one seed. That decides nothing about small differences, since another seed changes the result "

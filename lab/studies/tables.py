@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..core.manifest import Manifest
-from ..core.manifest_diff import Difference, differences
+from ...core.manifest import Manifest
+from ...core.manifest_diff import Difference, differences
+from ..training.result import RunResult, Summary
+from ..units import short, signed
 from .reading import Reading
-from .result import RunResult, Summary
-from .units import short, signed
 
 NONE = "\N{EN DASH}"
 

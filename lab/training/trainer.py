@@ -11,18 +11,18 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
-from ..core.accounting import Account, account
-from ..core.backbone import CausalLM
-from ..core.contracts import Parallelism
-from ..core.errors import BestiaryError
-from ..core.manifest import Manifest
-from ..registry.create import create_model
-from .data import Data
+from ...core.accounting import Account, account
+from ...core.backbone import CausalLM
+from ...core.contracts import Parallelism
+from ...core.errors import BestiaryError
+from ...core.manifest import Manifest
+from ...registry.create import create_model
+from ..data.dataset import Data
+from ..evaluation.bits_per_byte import LOSS, bits_per_byte, evaluate
+from ..options import Recipe
 from .device import move
-from .evaluate import LOSS, bits_per_byte, evaluate
 from .metrics import Line
 from .optimizer import adamw, set_lr
-from .options import Recipe
 from .schedule import Schedule
 
 

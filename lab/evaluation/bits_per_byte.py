@@ -9,11 +9,11 @@ import math
 
 import torch
 
-from ..core.backbone import CausalLM
-from ..core.contracts import IGNORE, Parallelism
-from ..core.errors import BestiaryError
-from .data import Data
-from .device import move
+from ...core.backbone import CausalLM
+from ...core.contracts import IGNORE, Parallelism
+from ...core.errors import BestiaryError
+from ..data.dataset import Data
+from ..training.device import move
 
 LOSS = "next-token"
 """The part of the loss that evaluation reads."""

@@ -11,10 +11,10 @@ import torch
 
 from bestiary import BestiaryError
 from bestiary.core.contracts import Loss
-from bestiary.lab.corpus import Corpus, Document, read_corpus
-from bestiary.lab.data import open_data, split
-from bestiary.lab.evaluate import bits_per_byte, evaluate
-from bestiary.lab.options import DataOptions
+from bestiary.lab.data.corpus import Corpus, Document, read_corpus
+from bestiary.lab.data.dataset import open_data, split
+from bestiary.lab.data.options import DataOptions
+from bestiary.lab.evaluation.bits_per_byte import bits_per_byte, evaluate
 from bestiary.lab.recipe import load_recipe
 
 

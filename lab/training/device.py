@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.contracts import Batch
-from ..core.errors import BestiaryError, Problem
+from ...core.contracts import Batch
+from ...core.errors import BestiaryError, Problem
 
 
 def choose(name: str) -> torch.device:

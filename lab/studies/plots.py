@@ -6,8 +6,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from ..training.result import RunResult
 from .reading import Axis, held_out, training
-from .result import RunResult
 
 COLOURS = ("#1f5fa8", "#c8502d", "#2e8b57", "#8a4fa3", "#b8860b", "#4a4a4a", "#00838f", "#ad1457")
 """Of the variants in their order; dark enough on white for points and text."""

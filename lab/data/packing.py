@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..core.contracts import IGNORE, Batch
+from ...core.contracts import IGNORE, Batch
 from .tokens import Tokens
 
 

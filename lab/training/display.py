@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..progress import console
 from .metrics import Line
-from .progress import console
 
 
 class Display:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from bestiary.lab.ablate import StudyResult, ablate
-from bestiary.lab.metrics import Line
-from bestiary.lab.reading import read_equal, training
-from bestiary.lab.result import RunResult, Summary, read_run
+from bestiary.lab.studies.ablate import StudyResult, ablate
+from bestiary.lab.studies.reading import read_equal, training
+from bestiary.lab.training.metrics import Line
+from bestiary.lab.training.result import RunResult, Summary, read_run
 from bestiary.lab.units import short, signed
 
 STUDY = """
@@ -66,7 +66,7 @@ def test_ctrl_c_ends_the_study_and_keeps_what_is_finished(study: Path):
     text = (study.parent / "recipe.toml").read_text().replace("steps = 12", "steps = 100000").replace("eval_every = 4", "eval_every = 0")
     (study.parent / "recipe.toml").write_text(text)
     out = study.parent / "out"
-    code = f"from bestiary.lab.ablate import ablate; ablate({str(study)!r}, out={str(out)!r}, progress=False)"
+    code = f"from bestiary.lab.studies.ablate import ablate; ablate({str(study)!r}, out={str(out)!r}, progress=False)"
     child = subprocess.Popen([sys.executable, "-P", "-c", code], stderr=subprocess.PIPE, text=True)
     metrics, deadline = out / "base" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):

@@ -1,4 +1,4 @@
-"""A training run in a process of its own: `python -m bestiary.lab.worker FOLDER`, the recipe as JSON on its input."""
+"""A training run in a process of its own: `python -m bestiary.lab.training.worker FOLDER`, the recipe as JSON on its input."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from ..core.errors import BestiaryError
-from .checked import table
+from ...core.errors import BestiaryError
+from ..checked import table
+from ..options import Recipe
 from .interrupt import SIGNALS
-from .options import Recipe
 
 
 def train_apart(recipe: Recipe, folder: Path, *, progress: bool) -> int:

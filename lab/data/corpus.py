@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..core.errors import BestiaryError, Problem
+from ...core.errors import BestiaryError, Problem
+from ..progress import tracked
 from .options import STDLIB, DataOptions
-from .progress import tracked
 
 SKIPPED_FOLDERS = frozenset({"site-packages", "__pycache__", ".git", "node_modules"})
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import BestiaryError
-from .corpus import read_corpus
-from .data import data_digest
-from .options import Recipe
-from .progress import console
-from .result import RunResult, read_run
+from ...core.errors import BestiaryError
+from ..data.corpus import read_corpus
+from ..data.dataset import data_digest
+from ..data.tokens import open_tokenizer
+from ..options import Recipe
+from ..progress import console
+from ..training.result import RunResult, read_run
+from ..training.train import run_digest
+from ..training.worker import train_apart
 from .study import Study, load_study
-from .tokens import open_tokenizer
-from .train import run_digest
-from .worker import train_apart
 
 
 @dataclass(frozen=True)

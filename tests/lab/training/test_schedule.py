@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestiary.lab.options import ScheduleOptions
-from bestiary.lab.schedule import Schedule
+from bestiary.lab.training.options import ScheduleOptions
+from bestiary.lab.training.schedule import Schedule
 
 
 def test_the_corners_of_all_four_phases():

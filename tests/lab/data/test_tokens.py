@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from bestiary import BestiaryError
-from bestiary.lab.tokens import ByteTokenizer, FileTokenizer, open_tokenizer
+from bestiary.lab.data.tokens import ByteTokenizer, FileTokenizer, open_tokenizer
 
 TEXT = "Der Bär läuft §§ schnell! 🐻 def f(x):\n    return x\n" * 30
 

@@ -21,13 +21,13 @@ from typing import Any
 
 from pydantic import Field
 
-from ..core.component import Options
-from ..core.errors import BestiaryError, Problem, suggest
-from ..core.manifest import Manifest
-from ..core.tree import Leaf, Tree, settings
-from .checked import check, read
-from .options import Recipe
-from .recipe import Settings, recipe_from, with_set
+from ...core.component import Options
+from ...core.errors import BestiaryError, Problem, suggest
+from ...core.manifest import Manifest
+from ...core.tree import Leaf, Tree, settings
+from ..checked import check, read
+from ..options import Recipe
+from ..recipe import Settings, recipe_from, with_set
 
 
 class StudyOptions(Options):

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from .metrics import Line
-from .result import RunResult
+from ..training.metrics import Line
+from ..training.result import RunResult
 
 Axis = Literal["tokens", "flops"]
 

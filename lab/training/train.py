@@ -10,20 +10,21 @@ from pathlib import Path
 
 import torch
 
-from ..core.errors import BestiaryError
-from ..core.host import keep_freed_memory
-from ..core.manifest import Manifest
-from ..registry.save import save
-from .checked import table
-from .data import Data, open_data
+from ...core.errors import BestiaryError
+from ...core.host import keep_freed_memory
+from ...core.manifest import Manifest
+from ...registry.save import save
+from ..amount import steps_of
+from ..checked import table
+from ..data.dataset import Data, open_data
+from ..options import Recipe
+from ..progress import console
+from ..recipe import load_recipe
 from .device import choose
 from .display import Display
 from .interrupt import Interrupt
 from .memory import peak_memory
 from .metrics import Line, Log
-from .options import Recipe, steps_of
-from .progress import console
-from .recipe import load_recipe
 from .result import METRICS, MODEL, RECIPE, SUMMARY, RunResult, Status, Summary, write_json, write_summary
 from .trainer import Diverged, Trainer
 

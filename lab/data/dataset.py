@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.contracts import Batch
-from ..core.errors import BestiaryError, Problem
-from ..core.manifest import Manifest
+from ...core.contracts import Batch
+from ...core.errors import BestiaryError, Problem
+from ...core.manifest import Manifest
+from ..options import Recipe
 from .corpus import Corpus, Document, read_corpus
-from .options import Recipe
 from .packing import Order, Rows, join
 from .tokens import Tokenizer, end_token, open_tokenizer
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..core.errors import BestiaryError
+from ...core.errors import BestiaryError
 from .metrics import Line, read_log
 
 SUMMARY, METRICS, MODEL, RECIPE = "summary.json", "metrics.jsonl", "model", "recipe.json"

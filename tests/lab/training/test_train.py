@@ -17,12 +17,12 @@ import torch
 import bestiary
 from bestiary import BestiaryError
 from bestiary.core.accounting import account
-from bestiary.lab.optimizer import adamw
-from bestiary.lab.options import AdamWOptions
 from bestiary.lab.recipe import load_recipe
-from bestiary.lab.result import read_run
-from bestiary.lab.train import train
-from bestiary.lab.trainer import Diverged
+from bestiary.lab.training.optimizer import adamw
+from bestiary.lab.training.options import AdamWOptions
+from bestiary.lab.training.result import read_run
+from bestiary.lab.training.train import train
+from bestiary.lab.training.trainer import Diverged
 
 
 def run(lab: Path, *changes: str, out: str = "out", **options):
@@ -120,7 +120,7 @@ def test_nothing_is_written_when_data_and_model_do_not_fit(lab: Path):
 def test_ctrl_c_finishes_the_step_and_saves_a_model_that_loads(lab: Path, change):
     change("steps = 12", "steps = 100000")
     recipe = change("eval_every = 4", "eval_every = 0")
-    code = f"from bestiary.lab.train import train; train({str(recipe)!r}, out={str(lab / 'out')!r}, progress=False)"
+    code = f"from bestiary.lab.training.train import train; train({str(recipe)!r}, out={str(lab / 'out')!r}, progress=False)"
     child = subprocess.Popen([sys.executable, "-P", "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     metrics, deadline = lab / "out" / "metrics.jsonl", time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):

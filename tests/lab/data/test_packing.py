@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.contracts import IGNORE
-from bestiary.lab.packing import Order, Rows, join
+from bestiary.lab.data.packing import Order, Rows, join
 
 END = 300
 documents = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20), min_size=1, max_size=12)

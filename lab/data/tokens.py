@@ -16,10 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import BestiaryError, Problem
-from ..core.manifest import Manifest
+from ...core.errors import BestiaryError, Problem
+from ...core.manifest import Manifest
+from ..progress import tracked
 from .options import BYTES
-from .progress import tracked
 
 END = "<|endoftext|>"
 Tokens = NDArray[np.integer]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .options import ScheduleOptions, steps_of
+from ..amount import steps_of
+from .options import ScheduleOptions
 
 
 @dataclass(frozen=True)

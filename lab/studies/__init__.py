@@ -1,0 +1,1 @@
+"""Variants that are compared: studies, their runs, and the report."""
