@@ -37,9 +37,9 @@ class Data:
     """Files that are not UTF-8 text."""
     digest: str
 
-    def batch(self, step: int) -> Batch:
-        """What optimizer step `step`, counted from 0, is taken on."""
-        return self.train.batch(self.order.step(step))
+    def batch(self, start: int, rows: int) -> Batch:
+        """The next `rows` training rows, after `start` have been read before."""
+        return self.train.batch(self.order.take(start, rows))
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[Batch, int]]:
         """Held-out batches, and the bytes of text behind the targets of each."""
@@ -76,7 +76,7 @@ def open_data(recipe: Recipe, manifest: Manifest) -> Data:
         train=rows[0],
         held_out=rows[1],
         held_out_bytes=np.concatenate(behind),
-        order=Order(len(rows[0]), recipe.train.batch_size, options.seed),
+        order=Order(len(rows[0]), options.seed),
         eval_rows=min(len(rows[1]), -(-options.eval_tokens // options.sequence_length)),
         bytes_per_token=sum(len(document.text) for document in train) / len(rows[0].stream),
         tokenizer=tokenizer,
@@ -103,7 +103,7 @@ def split(corpus: Corpus, held_out: float) -> tuple[list[Document], list[Documen
 def data_digest(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> str:
     """sha256 of text, tokenizer and how both are used; equal for runs that see the same data in the same order."""
     options = recipe.data.model_dump(mode="json", exclude={"source", "tokenizer", "suffixes"})
-    parts = (corpus.digest, tokenizer.digest, options, recipe.train.batch_size)
+    parts = (corpus.digest, tokenizer.digest, options)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

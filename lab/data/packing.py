@@ -54,18 +54,17 @@ def join(documents: Iterable[Tokens], end: int, vocab_size: int) -> Tokens:
 
 @dataclass(frozen=True)
 class Order:
-    """Which rows each step reads: a fresh permutation of all rows for each pass over the data.
+    """In which order rows are read: a fresh permutation of all rows for each pass over the data.
 
-    A function of seed and step alone: equal for every model that is trained on the data, and resumable at any step.
+    A function of seed and position alone: equal for every model that is trained on the data, and resumable anywhere.
     """
 
     rows: int
-    batch_size: int
     seed: int
 
-    def step(self, step: int) -> NDArray[np.int64]:
-        """`[B]` rows of step `step`, counted from 0."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+    def take(self, start: int, count: int) -> NDArray[np.int64]:
+        """`[count]` rows, after `start` have been read before."""
+        places = np.arange(start, start + count)
         passes = places // self.rows
         return np.concatenate([self._permutation(p)[places[passes == p] % self.rows] for p in np.unique(passes)])
 

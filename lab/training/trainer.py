@@ -75,7 +75,9 @@ class Trainer:
         lr = self.schedule.lr(state.step)
         set_lr(state.optimizer, lr)
         state.optimizer.zero_grad(set_to_none=True)
-        loss = self.parallelism.step(state.model, move(self.data.batch(state.step), self.device))
+        loss = self.parallelism.step(
+            state.model, move(self.data.batch(state.step * self.recipe.train.batch_size, self.recipe.train.batch_size), self.device)
+        )
         norm = float(clip_grad_norm_(state.model.parameters(), options.grad_clip))
         total = float(loss.total)
         self._check_finite(total, norm)

@@ -68,8 +68,8 @@ def test_folders_give_files_of_the_suffixes_and_say_what_they_left_out(lab: Path
 
 def test_batches_are_equal_for_equal_seeds(lab: Path):
     one, two, other = opened(lab / "recipe.toml"), opened(lab / "recipe.toml"), opened(lab / "recipe.toml", "data.seed=1")
-    assert (one.batch(3).input_ids == two.batch(3).input_ids).all()
-    assert (one.batch(3).input_ids != other.batch(3).input_ids).any()
+    assert (one.batch(12, 4).input_ids == two.batch(12, 4).input_ids).all()
+    assert (one.batch(12, 4).input_ids != other.batch(12, 4).input_ids).any()
 
 
 def test_bits_per_byte_by_hand():
