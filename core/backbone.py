@@ -103,13 +103,14 @@ class CausalLM(nn.Module):
         segments: Tensor | None = None,
         valid: Tensor | None = None,
         aux_scale: float = 1.0,
+        observed: dict[str, Tensor] | None = None,
     ) -> Hidden:
         """The backbone's output, from which heads and objectives start."""
         past = cache.length if cache else 0
         if positions is None:
             positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)[None]
         caches = cache.layers if cache else None
-        context = Context(positions, segments=segments, valid=valid, caches=caches, aux_scale=aux_scale)
+        context = Context(positions, segments=segments, valid=valid, caches=caches, aux_scale=aux_scale, observed=observed)
         return self.model(input_ids, context)
 
     def logits(self, normed: Tensor) -> Tensor:
@@ -143,15 +144,18 @@ class CausalLM(nn.Module):
         """How many targets each objective finds in `batch`."""
         return {key: goal.count(batch) for key, goal in self.goals.items()}
 
-    def loss(self, batch: Batch, counts: Mapping[str, Tensor], *, share: float = 1.0) -> Loss:
+    def loss(self, batch: Batch, counts: Mapping[str, Tensor], *, share: float = 1.0, observe: bool = False) -> Loss:
         """One micro-batch's part of the step's loss: every objective in the manifest's order, then auxiliary losses.
 
         Args:
             batch: the micro-batch.
             counts: `counts` of the whole step, by which sums are divided.
             share: the micro-batch's share of the step, the weight of its auxiliary losses.
+            observe: whether modules are asked what they can tell about each sequence, for `Loss.observed`.
         """
-        hidden = self.hidden(batch.input_ids, segments=batch.segments, valid=batch.valid, aux_scale=share)
+        observed: dict[str, Tensor] = {}
+        asked = observed if observe else None
+        hidden = self.hidden(batch.input_ids, segments=batch.segments, valid=batch.valid, aux_scale=share, observed=asked)
         loss = Loss(torch.zeros((), device=batch.input_ids.device))
         for key, goal in self.goals.items():
             one = goal.loss(self, batch, hidden, counts[key])
@@ -159,11 +163,11 @@ class CausalLM(nn.Module):
             loss.parts |= one.parts
             loss.metrics |= one.metrics
         auxiliary = {name: part * share for name, part in hidden.context.parts.items()}
-        return Loss(loss.total + sum(auxiliary.values()), loss.parts | auxiliary, loss.metrics)
+        return Loss(loss.total + sum(auxiliary.values()), loss.parts | auxiliary, loss.metrics, observed)
 
-    def after_step(self, reduce: Reduce) -> Mapping[str, float]:
+    def after_step(self, reduce: Reduce) -> Mapping[str, float | Tensor]:
         """Lets every module act once after an optimizer step (bias updates) and collects their metrics."""
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float | Tensor] = {}
         for name, module in self.named_modules():
             act = getattr(module, "after_step", None)
             if act is not None and module is not self:

@@ -128,6 +128,8 @@ class Component(Generic[T]):
     """What is wrong with these options at this site, as sentences; runs before anything is built."""
     storage: Callable[[Any], Storage] = _native_storage
     """Precision components only: how many bytes a number takes."""
+    adjustable: tuple[str, ...] = ()
+    """Numeric options that may change while training; what is built offers `adjust(option, value)`. A sub-slot's are its own."""
     same_as: str | None = None
     """Claims to compute the same function with the same weights as another component of its slot."""
     summary: str = ""

@@ -39,6 +39,7 @@ class Context:
         valid: Tensor | None = None,
         caches: Sequence[LayerCache] | None = None,
         aux_scale: float = 1.0,
+        observed: dict[str, Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -47,9 +48,10 @@ class Context:
             valid: `[B, S]` bool, False for padding, which routing statistics leave out.
             caches: one per layer when decoding; new keys are appended to them.
             aux_scale: weight of this pass's auxiliary losses in the step, i.e. its share of the step's batch.
+            observed: where an evaluation wants to hear what modules can tell about each sequence; None when nobody asks.
         """
         self.positions, self.segments, self.valid = positions, segments, valid
-        self.caches, self.aux_scale = caches, aux_scale
+        self.caches, self.aux_scale, self.observed = caches, aux_scale, observed
         self.past = caches[0].length if caches else 0
         """Number of positions that the cache held before this pass."""
         self.parts: dict[str, Tensor] = {}
@@ -125,8 +127,8 @@ Reduce = Callable[[Tensor], Tensor]
 class AfterStep(Protocol):
     """A module that acts once per optimizer step: bias updates, load metrics."""
 
-    def after_step(self, reduce: Reduce) -> Mapping[str, float]:
-        """Returns metrics by name."""
+    def after_step(self, reduce: Reduce) -> Mapping[str, float | Tensor]:
+        """Returns metrics by name, whole distributions as tensors."""
         ...
 
 
@@ -210,6 +212,8 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Each objective's loss before its weight, in nats per target; auxiliary losses as they enter the total."""
     metrics: dict[str, float] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
+    """What modules told in an evaluation, by name: `[B, ...]`, a row for each sequence. Empty in training."""
 
 
 @dataclass
@@ -251,7 +255,7 @@ class Parallelism(Protocol):
         ...
 
     def evaluate(self, model: CausalLM, batch: Batch) -> Loss:
-        """Forward only, without statistics."""
+        """Forward only, in evaluation mode; fills `Loss.observed`."""
         ...
 
     def reduce(self, tensor: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -38,13 +40,14 @@ class Local:
     def _run(self, model: CausalLM, batch: Batch, *, backward: bool) -> Loss:
         counts, done = model.counts(batch), []
         for part in batch.chunks(self.micro_batches):
-            loss = model.loss(part, counts, share=1 / self.micro_batches)
+            loss = model.loss(part, counts, share=1 / self.micro_batches, observe=not backward)
             if backward:
                 loss.total.backward()
-            done.append(Loss(loss.total.detach(), loss.parts, loss.metrics))
+            done.append(replace(loss, total=loss.total.detach()))
         return _sum(done)
 
 
 def _sum(losses: list[Loss]) -> Loss:
     parts = {name: torch.stack([loss.parts[name] for loss in losses]).sum() for name in losses[0].parts}
-    return Loss(torch.stack([loss.total for loss in losses]).sum(), parts, losses[-1].metrics)
+    observed = {name: torch.cat([loss.observed[name] for loss in losses]) for name in losses[0].observed}
+    return Loss(torch.stack([loss.total for loss in losses]).sum(), parts, losses[-1].metrics, observed)

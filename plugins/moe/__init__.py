@@ -23,6 +23,7 @@ def bestiary_ffn() -> Component:
         o.weights,
         o.cost,
         o.check,
+        adjustable=("aux_loss_alpha",),
         summary="Shared experts for every token, and the K routed ones that a router picks.",
     )
 
@@ -36,6 +37,7 @@ def bestiary_router() -> list[Component]:
             o.build_sigmoid_group,
             o.sigmoid_weights,
             check=o.group_check,
+            adjustable=("bias_update_speed",),
             summary="DeepSeek-V3's: sigmoid scores, bias that balances the load, top groups by their two best experts.",
         ),
         Component(

@@ -13,6 +13,12 @@ def expert_load(experts: Tensor, count: int, valid: Tensor | None = None) -> Ten
     return torch.bincount(chosen.flatten(), minlength=count)
 
 
+def sequence_load(experts: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
+    """The same within each sequence: `[B, S, K]` ids to `[B, E]`; `valid` is `[B, S]`."""
+    chosen = one_hot(experts, count).sum(dim=2)
+    return (chosen if valid is None else chosen * valid[..., None]).sum(dim=1)
+
+
 def max_violation(load: Tensor) -> float:
     """`(max load - mean load) / mean load` (Wang et al., 2024): 0 when every expert has equal work."""
     load = load.double()

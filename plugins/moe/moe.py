@@ -8,7 +8,7 @@ results of each token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ...core.contracts import Context, Reduce
 from ...core.layers.swiglu import SwiGLU, swiglu
 from ...core.site import Site
 from . import decode
-from .balance import balance_loss, expert_load, max_violation
+from .balance import balance_loss, expert_load, max_violation, sequence_load
 from .dispatch import Dispatched, combine, dispatch
 from .hookspecs import Router, Routing
 from .options import MoEOptions, router_site
@@ -46,6 +46,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, options: MoEOptions, site: Site) -> None:
         super().__init__()
         self.options, self.count, self.k = options, options.n_routed_experts, options.num_experts_per_tok
+        self.layer, self.aux_loss_alpha = site.layer, options.aux_loss_alpha
         self.gate = site.child(options.router, router_site(options, site))
         self.experts = Experts(self.count, options.intermediate_size, site)
         shared = options.n_shared_experts * options.intermediate_size
@@ -67,8 +68,10 @@ class MixtureOfExperts(nn.Module):
             valid = context.valid
             if context.first((id(self), "load")):
                 self.load += expert_load(routing.experts, self.count, None if valid is None else valid.flatten())
-            if self.options.aux_loss_alpha and routing.scores is not None:
+            if self.aux_loss_alpha and routing.scores is not None:
                 routing.weights = self._with_balance_loss(routing, x.shape[:2], context)
+        elif context.observed is not None:
+            context.observed[f"{self.layer}.load"] = sequence_load(routing.experts.unflatten(0, x.shape[:2]), self.count, context.valid)
         return routing
 
     def dispatch(self, x: Tensor, routing: Routing) -> Dispatched:
@@ -89,7 +92,7 @@ class MixtureOfExperts(nn.Module):
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
 
     @torch.no_grad()
-    def after_step(self, reduce: Reduce) -> Mapping[str, float]:
+    def after_step(self, reduce: Reduce) -> Mapping[str, float | Tensor]:
         """Balances on the load of the step just taken, over all ranks, and forgets it; reports MaxVio."""
         load = reduce(self.load.clone())
         self.load.zero_()
@@ -97,7 +100,14 @@ class MixtureOfExperts(nn.Module):
             return {}
         if hasattr(self.gate, "balance"):
             cast(Router, self.gate).balance(load)
-        return {"max_vio": max_violation(load)}
+        return {"max_vio": max_violation(load), "load": load}
+
+    def adjust(self, option: str, value: float) -> None:
+        """Changes `aux_loss_alpha`, or an option of the router."""
+        if option == "aux_loss_alpha":
+            self.aux_loss_alpha = value
+        else:
+            cast(Any, self.gate).adjust(option.removeprefix("router."), value)
 
     def _with_balance_loss(self, routing: Routing, shape: torch.Size, context: Context) -> Tensor:
         assert routing.scores is not None
@@ -105,5 +115,5 @@ class MixtureOfExperts(nn.Module):
         if not self.options.seq_aux:
             scores, experts = scores.flatten(0, 1)[None], experts.flatten(0, 1)[None]
             valid = None if valid is None else valid.flatten()[None]
-        loss = self.options.aux_loss_alpha * balance_loss(scores, experts, valid)
+        loss = self.aux_loss_alpha * balance_loss(scores, experts, valid)
         return attach(routing.weights, loss, context, name="balance", key=id(self))

@@ -62,6 +62,11 @@ class SigmoidGroup(Gate):
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
         return Routing(weights * self.options.routed_scaling_factor, experts, scores)
 
+    def adjust(self, option: str, value: float) -> None:
+        """Changes `bias_update_speed`."""
+        assert option == "bias_update_speed"
+        self.speed = value
+
     @torch.no_grad()
     def balance(self, load: Tensor) -> None:
         """Moves each expert's bias by `bias_update_speed` against the sign of its excess load (section 2.1.2)."""

@@ -12,5 +12,11 @@ BESTIARY_API = 1
 @hookimpl
 def bestiary_objective() -> Component:
     return Component(
-        "mtp", o.MTPOptions, o.build, o.weights, o.cost, summary="Predicts the token after next, and so on, with one more block for each."
+        "mtp",
+        o.MTPOptions,
+        o.build,
+        o.weights,
+        o.cost,
+        adjustable=("weight",),
+        summary="Predicts the token after next, and so on, with one more block for each.",
     )

@@ -57,7 +57,7 @@ class MultiTokenPrediction:
     """Mean over depths of the cross-entropy of tokens further ahead, times `weight`."""
 
     def __init__(self, options: MTPOptions) -> None:
-        self.options = options
+        self.options, self.weight = options, options.weight
         self.modules: MTP | None = None
 
     def extend(self, model: CausalLM, site: Site) -> nn.Module | None:
@@ -69,13 +69,13 @@ class MultiTokenPrediction:
         return torch.stack([(self._targets(batch, k) != IGNORE).sum() for k in self._depths()])
 
     def loss(self, model: CausalLM, batch: Batch, hidden: Hidden, count: Tensor) -> Loss:
-        sums = [
-            model.token_loss(normed, self._targets(batch, k))
-            for k, normed in zip(self._depths(), self.states(model, batch, hidden), strict=True)
-        ]
+        states = self.states(model, batch, hidden)
+        sums = [model.token_loss(normed, self._targets(batch, k)) for k, normed in zip(self._depths(), states, strict=True)]
+        if hidden.context.observed is not None:
+            hidden.context.observed |= self._agreement(model, batch, hidden, states)
         losses = torch.stack(sums) / count.clamp(min=1)
         parts = {f"mtp-{k}": loss.detach() for k, loss in zip(self._depths(), losses, strict=True)}
-        return Loss(self.options.weight * losses.mean(), parts)
+        return Loss(self.weight * losses.mean(), parts)
 
     def states(self, model: CausalLM, batch: Batch, hidden: Hidden) -> list[Tensor]:
         """What the head reads at each depth k: `[B, S - k, D]` each."""
@@ -89,6 +89,20 @@ class MultiTokenPrediction:
             states.append(normed)
             state = normed if post else raw
         return states
+
+    def _agreement(self, model: CausalLM, batch: Batch, hidden: Hidden, states: list[Tensor]) -> dict[str, Tensor]:
+        """By depth, `[B, 2]`: how often its most likely token is the main model's too, and of how many targets."""
+        main, found = model.logits(hidden.normed).argmax(dim=-1), {}
+        for k, normed in zip(self._depths(), states, strict=True):
+            used = self._targets(batch, k) != IGNORE
+            agrees = (model.logits(normed).argmax(dim=-1) == main[:, k:]) & used
+            found[f"mtp-{k}.agreement"] = torch.stack((agrees.sum(dim=1), used.sum(dim=1)), dim=1)
+        return found
+
+    def adjust(self, option: str, value: float) -> None:
+        """Changes `weight`."""
+        assert option == "weight"
+        self.weight = value
 
     def _depths(self) -> range:
         return range(1, self.options.depth + 1)
@@ -104,6 +118,6 @@ class MultiTokenPrediction:
 def _shorter(context: Context, length: int) -> Context:
     """The context of the first `length` positions, reporting auxiliary losses to the same place."""
     cut = [None if t is None else t[:, :length] for t in (context.positions, context.segments, context.valid)]
-    shorter = Context(cast(Tensor, cut[0]), segments=cut[1], valid=cut[2], aux_scale=context.aux_scale)
+    shorter = Context(cast(Tensor, cut[0]), segments=cut[1], valid=cut[2], aux_scale=context.aux_scale, observed=context.observed)
     shorter.parts = context.parts
     return shorter

@@ -131,7 +131,8 @@ def test_a_step_moves_the_bias_by_hand_computed_signs_over_all_ranks_and_starts_
     metrics = module.after_step(lambda load: load + other_rank)
     moved = module.gate.e_score_correction_bias - before
     assert torch.allclose(moved, 0.001 * torch.tensor([-1.0, 1, 1, 1, 1, -1], dtype=torch.float64))
-    assert metrics == {"max_vio": pytest.approx((8 - 3) / 3)}
+    assert metrics["max_vio"] == pytest.approx((8 - 3) / 3)
+    assert metrics["load"].tolist() == [4, 0, 2, 2, 2, 8]
     assert not module.load.any()
     assert module.after_step(lambda load: load) == {}
 
@@ -141,8 +142,18 @@ def test_a_whole_model_acts_after_a_step_in_every_moe_layer(tiny, build):
     before = model.model.layers[2].mlp.gate.e_score_correction_bias.clone()
     model(torch.randint(31, (2, 6)))
     metrics = model.after_step(lambda load: load)
-    assert set(metrics) == {f"model.layers.{i}.mlp.max_vio" for i in range(3)}, "MTP's layer has not run"
+    assert set(metrics) == {f"model.layers.{i}.mlp.{name}" for i in range(3) for name in ("max_vio", "load")}, "MTP's layer has not run"
     assert not torch.equal(before, model.model.layers[2].mlp.gate.e_score_correction_bias)
+
+
+def test_an_evaluation_hears_the_load_within_each_sequence_and_its_padding_left_out(moe):
+    module, x, valid = moe().eval(), random(3, 6, 14), torch.rand(3, 6) > 0.3
+    observed = {}
+    module(x, Context(torch.arange(6)[None], valid=valid, observed=observed))
+    (load,) = observed.values()
+    experts = module.route(x, context(x)).experts.unflatten(0, (3, 6))
+    expected = [[int(((experts[b] == e).sum(dim=1) * valid[b]).sum()) for e in range(module.count)] for b in range(3)]
+    assert load.tolist() == expected
 
 
 def test_repeated_steps_even_out_the_load(moe):
