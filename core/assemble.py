@@ -7,7 +7,7 @@ precision -> blocks on meta -> declared equals built -> shape check -> objective
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,8 +58,15 @@ def assemble(manifest: Manifest, *, device: torch.device | str = "cpu", dtype: t
 def allocate(model: CausalLM, table: dict[str, Entry], device: torch.device) -> None:
     """Gives every parameter storage on `device`, unfilled; buffers outside the table (statistics) become zero."""
     model.to_empty(device=device)
+    clear_statistics(model, table)
+
+
+@torch.no_grad()
+def clear_statistics(model: CausalLM, table: Mapping[str, Entry] | None = None) -> None:
+    """Sets buffers that are no weights (statistics of the step under way) to zero."""
+    weights = own_entries(model.manifest) if table is None else table
     for name, buffer in model.named_buffers():
-        if name not in table:
+        if name not in weights:
             buffer.zero_()
 
 

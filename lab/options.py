@@ -1,24 +1,28 @@
-"""A recipe: data, budget, optimizer, schedule, log. Nothing of it enters the model's digest."""
+"""A recipe: data, budget, optimizer, schedules, checkpoints, log. Nothing of it enters the model's digest."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..core.component import Options
 from ..core.manifest import Manifest
 from ..registry.catalog import resolve as resolve_manifest
-from .amount import Amount, steps_of
+from .amount import Stair, rising, steps_of
 from .data.options import DataOptions
-from .training.options import AdamWOptions, ScheduleOptions, TrainOptions
+from .training.budget import Budget, plan_budget
+from .training.options import CheckpointOptions, LogOptions, OptimizerOptions, ScheduleOptions, TrainOptions
 
 
-class LogOptions(Options):
-    every: int = Field(default=1, gt=0)
-    """Steps between lines of metrics."""
-    eval_every: Amount = 0.1
-    """Steps between evaluations, the first before training; the last step is always evaluated, and alone when 0."""
+def _dotted(value: Any, prefix: str = "") -> Any:
+    """`{"a": {"b": x}}` as `{"a.b": x}`: dotted keys in TOML need no quotes."""
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _dotted(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {f"{prefix}{key}": inner}
+    return found
 
 
 class Recipe(Options):
@@ -32,10 +36,14 @@ class Recipe(Options):
     """What is read."""
     train: TrainOptions
     """How much, and from which start."""
-    optimizer: AdamWOptions = AdamWOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
     """How a step is taken."""
     schedule: ScheduleOptions = ScheduleOptions()
     """The learning rate over the run."""
+    timeline: Annotated[dict[str, tuple[Stair, ...]], BeforeValidator(_dotted)] = Field(default_factory=dict)
+    """Options of the manifest that change while training: `"objective.mtp.weight" = [[0, 0.3], [0.7, 0.1]]`, from tokens or parts on."""
+    checkpoint: CheckpointOptions = CheckpointOptions()
+    """What is kept to go on from."""
     log: LogOptions = LogOptions()
     """What is written down, and when."""
     out: str = ""
@@ -43,20 +51,23 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Recipe:
-        phases = self.schedule
-        used = sum(steps_of(amount, self.steps) for amount in (phases.warmup, phases.decay, phases.tail))
-        if used > self.steps:
-            raise ValueError(f"schedule: warmup, decay and tail take {used} steps, and the run has {self.steps}. Shorten one of them")
+        for path, stairs in self.timeline.items():
+            rising(stairs, f"timeline.{path}")
+        phases, steps = self.schedule, self.budget.steps
+        used = sum(steps_of(amount, steps) for amount in (phases.warmup, phases.decay, phases.tail, phases.cooldown))
+        if used > steps:
+            raise ValueError(f"schedule: warmup, decay, tail and cooldown take {used} steps, and the run has {steps}. Shorten one of them")
         return self
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.train.batch_size * self.data.sequence_length
+    def budget(self) -> Budget:
+        """The rows of every step."""
+        return plan_budget(self.train, self.data.sequence_length)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.train.steps or -(-(self.train.tokens or 0) // self.tokens_per_step)
+        return self.budget.steps
 
     def manifest(self) -> Manifest:
         """The model to train, resolved.

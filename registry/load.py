@@ -53,14 +53,50 @@ def load(
     Raises:
         BestiaryError: the manifest has problems, files are damaged, or tensors are missing, unexpected or misshapen; lists all.
     """
+    from ..core.assemble import assemble
+
     started = time.perf_counter()
     folder, name = _folder(str(reference))
     manifest = named(manifest_of(folder, set=set), name)
     stored_as = manifest_of(folder) if set else manifest
     plan = make_plan(manifest, open_checkpoint(folder), stored_as=stored_as, dtype=dtype, init=init)
-    model = _build(manifest, plan, device, seed, threads, progress)
+    model = assemble(manifest, device="meta", dtype=plan.compute_dtype)
+    _fill(model, plan, device, seed, threads, progress)
     model.load_report = make_report(folder, plan, time.perf_counter() - started)
     return model.eval()
+
+
+def load_for_training(
+    manifest: Manifest,
+    reference: str | Path,
+    *,
+    device: torch.device | str | None = None,
+    init: Sequence[str] = (),
+    seed: int = 0,
+    progress: bool = False,
+) -> CausalLM:
+    """The model of `manifest` with the weights of a checkpoint, stored as training under its precision component needs.
+
+    Args:
+        manifest: the model to train; where it differs from the checkpoint's own, `init` names what starts fresh.
+        reference: as for `load`.
+        device: where it goes; the CPU by default.
+        init: as for `load`.
+        seed: of fresh weights.
+        progress: show a bar.
+
+    Raises:
+        BestiaryError: as `load` does.
+    """
+    from ..core.assemble import assemble
+
+    started = time.perf_counter()
+    folder, _ = _folder(str(reference))
+    plan = make_plan(manifest, open_checkpoint(folder), stored_as=manifest_of(folder), init=init, training=True)
+    model = assemble(manifest, device="meta")
+    _fill(model, plan, device, seed, None, progress)
+    model.load_report = make_report(folder, plan, time.perf_counter() - started)
+    return model.train()
 
 
 def _folder(reference: str) -> tuple[Path, str]:
@@ -82,23 +118,22 @@ def _folder(reference: str) -> tuple[Path, str]:
     return snapshot(reference), reference.partition("@")[0].rpartition("/")[2]
 
 
-def _build(manifest: Manifest, plan: Plan, device: torch.device | str | None, seed: int, threads: int | None, progress: bool) -> CausalLM:
+def _fill(model: CausalLM, plan: Plan, device: torch.device | str | None, seed: int, threads: int | None, progress: bool) -> None:
+    """Allocates what `plan` says and fills it."""
     import torch
 
-    from ..core.assemble import allocate, assemble, initialise, state
+    from ..core.assemble import allocate, initialise, state
     from ..core.table import own_entries
     from .fill import fill
 
-    model = assemble(manifest, device="meta", dtype=plan.compute_dtype)
     for name, tensor in state(model).items():
         tensor.data = tensor.data.to(plan.dtypes[name])
-    allocate(model, own_entries(manifest), torch.device(device or "cpu"))
+    allocate(model, own_entries(model.manifest), torch.device(device or "cpu"))
     with _bar(plan.nbytes, progress) as advance:
         _check_tied(plan, advance)
         fill(plan.reads, state(model), threads=threads, advance=advance)
     if plan.initialised:
         initialise(model, seed=seed, only=plan.initialised)
-    return model
 
 
 def _check_tied(plan: Plan, advance: Callable[[int], object] | None) -> None:

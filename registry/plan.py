@@ -84,6 +84,7 @@ def make_plan(
     stored_as: Manifest | None = None,
     dtype: torch.dtype | None = None,
     init: Iterable[str] = (),
+    training: bool = False,
 ) -> Plan:
     """The plan for loading `checkpoint` into the model of `manifest`.
 
@@ -93,11 +94,12 @@ def make_plan(
         stored_as: the checkpoint's own manifest where `manifest` has changes; what only it knows is skipped, not unexpected.
         dtype: of all parameters; None keeps what is stored, with bf16 for FP8. Selection biases stay at least fp32.
         init: what is initialised instead of read; see `fresh`.
+        training: keep every parameter in the dtype that training under the precision component needs, and compute in its own.
 
     Raises:
         BestiaryError: tensors are missing, unexpected, of the wrong shape or of an unknown dtype; lists all of them.
     """
-    planner = _Planner(manifest, checkpoint, dtype)
+    planner = _Planner(manifest, checkpoint, dtype, training)
     fresh = selected(list(planner.own), init, manifest)
     for entry in planner.own:
         planner.take(entry) if entry.name not in fresh else planner.leave(entry)
@@ -109,8 +111,8 @@ def make_plan(
 
 
 class _Planner:
-    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
-        self.manifest, self.dtype = manifest, dtype
+    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, dtype: torch.dtype | None, training: bool) -> None:
+        self.manifest, self.dtype, self.training = manifest, dtype, training
         self.precision: Precision = manifest.precision.build(manifest.site)
         self.plan = Plan(dtype or self.precision.compute_dtype)
         self.tensors, self.unused = checkpoint.tensors, dict(checkpoint.tensors)
@@ -170,11 +172,12 @@ class _Planner:
             stored = torch_dtype(read.source.dtype)
             weight[stored] += read.source.nbytes
             found[read.target] = _wider(found.get(read.target), stored)
-        if self.dtype is None and weight:
+        if self.dtype is None and weight and not self.training:
             self.plan.compute_dtype = weight.most_common(1)[0][0]
         for entry in self.own:
             wanted = self.dtype or found.get(entry.name, self.plan.compute_dtype)
-            self.plan.dtypes[entry.name] = self.precision.cast(wanted).storage_dtype(entry.weight.role)
+            precision = self.precision if self.training else self.precision.cast(wanted)
+            self.plan.dtypes[entry.name] = precision.storage_dtype(entry.weight.role)
         self.plan.reads = [self._with_op(read) for read in self.plan.reads]
 
     def _layout(self, entry: Entry) -> list[Piece]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from ...core.errors import BestiaryError
 from .metrics import Line, read_log
 
-SUMMARY, METRICS, MODEL, RECIPE = "summary.json", "metrics.jsonl", "model", "recipe.json"
+SUMMARY, METRICS, MODEL, AVERAGE, RECIPE = "summary.json", "metrics.jsonl", "model", "model-average", "recipe.json"
 Status = Literal["finished", "interrupted", "diverged"]
+"""`interrupted` runs go on when they are started again; the others have ended."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Summary:
     tokens_per_second: float
     bits_per_byte: float | None
     """Held-out, at the end; None when the run diverged."""
+    bits_per_byte_average: float | None
+    """The same with the averaged weights of `train.ema`."""
+    skipped: list[int]
+    """Steps that were left out because loss or gradients were not finite."""
+    mfu: float | None
+    """Counted FLOPs, causal attention, per second of training, as a share of `peak_flops`."""
+    mfu_noncausal: float | None
+    peak_flops: float
+    """Product rate of the device, given or measured."""
+    max_vio: float | None
+    """Mean over layers of MaxVio, on the load of all steps since the last evaluation but one."""
+    max_vio_sequence: float | None
+    """Mean over layers and held-out sequences of MaxVio within a sequence."""
+    agreement: dict[str, float]
+    """By objective and depth, how often its most likely token was the main model's, held out."""
     parameters: int
     """Of the main model; what objectives add is left out."""
     active_parameters: int

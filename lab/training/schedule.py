@@ -1,4 +1,4 @@
-"""The learning rate of every step: linear warm-up, constant, cosine, constant (DeepSeek-V3's report, section 4.2)."""
+"""The learning rate of every step: linear warm-up, constant, cosine, constant, constant (DeepSeek-V3's report, section 4.2)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from .options import ScheduleOptions
 class Schedule:
     """A function of the step alone, so that resuming needs no state of its own."""
 
-    peak: float
     steps: int
     options: ScheduleOptions
 
-    def lr(self, step: int) -> float:
-        """The learning rate with which step `step`, counted from 0, is taken."""
-        warmup, decay, tail = (steps_of(a, self.steps) for a in (self.options.warmup, self.options.decay, self.options.tail))
+    def part(self, step: int) -> float:
+        """The learning rate with which step `step`, counted from 0, is taken, as a part of its peak."""
+        o = self.options
+        warmup, decay, tail, cooldown = (steps_of(a, self.steps) for a in (o.warmup, o.decay, o.tail, o.cooldown))
         if step < warmup:
-            return self.peak * (step + 1) / warmup
-        fall = step - (self.steps - tail - decay)
+            return (step + 1) / warmup
+        if step >= self.steps - cooldown:
+            return o.cooldown_ratio
+        fall = step - (self.steps - cooldown - tail - decay)
         if fall < 0:
-            return self.peak
-        final = self.options.final_ratio
+            return 1.0
         progress = min(1.0, (fall + 1) / (decay + 1))
-        return self.peak * (final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2)
+        return o.final_ratio + (1 - o.final_ratio) * (1 + math.cos(math.pi * progress)) / 2

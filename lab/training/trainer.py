@@ -1,45 +1,74 @@
-"""One model in training: its state, one step, one evaluation. Nothing here writes files."""
+"""One model in training: its state, one step, one evaluation. Files are somebody else's."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import AdamW
 
 from ...core.accounting import Account, account
-from ...core.backbone import CausalLM
-from ...core.contracts import Parallelism
-from ...core.errors import BestiaryError
+from ...core.adjust import adjust
+from ...core.assemble import clear_statistics, state
+from ...core.backbone import Block, CausalLM
+from ...core.contracts import Batch, Loss, Parallelism
+from ...core.errors import BestiaryError, Problem
 from ...core.manifest import Manifest
+from ...core.recompute import recompute_blocks
 from ...registry.create import create_model
+from ...registry.load import load_for_training
+from ..amount import value_at
 from ..data.dataset import Data
 from ..evaluation.bits_per_byte import LOSS, bits_per_byte, evaluate
 from ..options import Recipe
+from .average import Average
 from .device import move
+from .finite import first_non_finite
+from .memory import peak_memory
 from .metrics import Line
-from .optimizer import adamw, set_lr
+from .optimizer import Optimizers
+from .peak import measure_peak
 from .schedule import Schedule
 
 
 class Diverged(BestiaryError):
     """The loss or the gradients of a step are not finite."""
 
+    def __init__(self, message: str, batch: Batch) -> None:
+        super().__init__(message)
+        self.batch = batch
+
 
 @dataclass
 class State:
-    """All that changes while training. Data order and learning rate follow from `step`."""
+    """All that changes while training. Batches, learning rate and timeline follow from `step`."""
 
     model: CausalLM
-    optimizer: AdamW
+    optimizers: Optimizers
+    average: Average | None = None
     step: int = 0
-    """Optimizer steps taken."""
+    """Optimizer steps taken, skipped ones among them."""
     seconds: float = 0.0
     """Spent in them."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose loss or gradients were not finite."""
+    loads: dict[str, Tensor] = field(default_factory=dict)
+    """Token copies by layer and expert since the last evaluation."""
+
+    def tensors(self) -> dict[str, Any]:
+        """The tensors themselves, for a checkpoint to be written from or read into."""
+        found: dict[str, Any] = {
+            "model": {name: tensor.detach() for name, tensor in state(self.model).items()},
+            "optimizer": self.optimizers.state(),
+            "loads": self.loads,
+            "random": {"torch": torch.get_rng_state()},
+        }
+        return found if self.average is None else found | {"average": self.average.tensors}
 
 
 class Trainer:
@@ -47,18 +76,22 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, manifest: Manifest, data: Data, device: torch.device) -> None:
         torch.manual_seed(recipe.train.seed)
-        model = create_model(manifest, device=device, seed=recipe.train.seed)
-        model.train()
-        self.recipe, self.data, self.device = recipe, data, device
+        self.recipe, self.data, self.device, self.budget = recipe, data, device, recipe.budget
         self.account: Account = account(manifest, sequence_length=recipe.data.sequence_length)
         self.parallelism: Parallelism = manifest.parallelism.build(manifest.site)
-        self.schedule = Schedule(recipe.optimizer.lr, recipe.steps, recipe.schedule)
-        self.state = State(model, adamw(model, recipe.optimizer))
+        self._check_rows()
+        model = _start(recipe, manifest, device)
+        self.layers = {name: str(module.layer) for name, module in model.named_modules() if hasattr(module, "layer")}
+        """Of modules that know which layer they are in, by path."""
+        self.schedule = Schedule(recipe.steps, recipe.schedule)
+        average = None if recipe.train.ema is None else Average(model, recipe.train.ema)
+        self.state = State(model, Optimizers(model, recipe.optimizer), average)
+        self.peak = recipe.train.peak_flops or measure_peak(device, model.model.compute_dtype)
 
     @property
     def tokens(self) -> int:
         """Trained on so far."""
-        return self.state.step * self.recipe.tokens_per_step
+        return self.budget.tokens_after(self.state.step)
 
     @property
     def flops(self) -> float:
@@ -69,57 +102,122 @@ class Trainer:
         """One optimizer step on the next batch, and its figures.
 
         Raises:
-            Diverged: loss or gradients are not finite; the parameters are those of the step before.
+            Diverged: loss or gradients are not finite, and the recipe does not skip such steps (any more); parameters are those of
+                the step before.
         """
-        state, options, started = self.state, self.recipe.optimizer, time.perf_counter()
-        lr = self.schedule.lr(state.step)
-        set_lr(state.optimizer, lr)
-        state.optimizer.zero_grad(set_to_none=True)
-        loss = self.parallelism.step(
-            state.model, move(self.data.batch(state.step * self.recipe.train.batch_size, self.recipe.train.batch_size), self.device)
-        )
-        norm = float(clip_grad_norm_(state.model.parameters(), options.grad_clip))
-        total = float(loss.total)
-        self._check_finite(total, norm)
-        state.optimizer.step()
-        violations = _violations(state.model.after_step(self.parallelism.reduce))
+        state, started, part = self.state, time.perf_counter(), self.schedule.part(self.state.step)
+        state.optimizers.set_lr(part)
+        for path, stairs in self.recipe.timeline.items():
+            adjust(state.model, path, value_at(stairs, self.tokens, self.budget.tokens))
+        rows, batch = int(self.budget.rows[state.step]), self.batch(state.step)
+        state.optimizers.zero_grad()
+        loss = self.parallelism.step(state.model, batch)
+        norm = float(clip_grad_norm_(state.model.parameters(), self.recipe.optimizer.grad_clip))
+        if not (math.isfinite(loss.total) and math.isfinite(norm)):
+            return self._skip(batch, float(loss.total), norm, started)
+        state.optimizers.step()
+        metrics = state.model.after_step(self.parallelism.reduce)
+        if state.average is not None:
+            state.average.update()
         elapsed = time.perf_counter() - started
         state.step, state.seconds = state.step + 1, state.seconds + elapsed
-        parts = {name: float(part) for name, part in loss.parts.items()}
-        return Line(
-            kind="train",
-            step=state.step,
-            tokens=self.tokens,
-            flops=self.flops,
-            seconds=state.seconds,
-            bits_per_byte=bits_per_byte(parts[LOSS], self.data.bytes_per_token),
-            loss=total,
-            parts=parts,
-            grad_norm=norm,
-            lr=lr,
-            tokens_per_second=self.recipe.tokens_per_step / elapsed,
-            max_vio_mean=sum(violations) / len(violations) if violations else None,
-            max_vio_max=max(violations, default=None),
-        )
+        return self._line(loss, norm, part, rows * self.budget.length / elapsed, metrics)
+
+    def batch(self, step: int) -> Batch:
+        """What step `step`, counted from 0, is taken on."""
+        return move(self.data.batch(int(self.budget.before[step]), int(self.budget.rows[step])), self.device)
 
     def evaluate(self) -> Line:
-        """Bits per byte of held-out text as the model is now.
+        """What held-out text says of the model as it is now.
 
         Raises:
             BestiaryError: the model has no next-token objective.
         """
-        value = evaluate(self.state.model, self.parallelism, self.data, self.recipe.train.batch_size, self.device)
-        return Line("eval", self.state.step, self.tokens, self.flops, self.state.seconds, value)
-
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {norm}"
-        raise Diverged(
-            f"Step {self.state.step + 1} of {self.recipe.steps}: {what}. "
-            "Lower optimizer.lr, lengthen schedule.warmup, or check the data; what was logged until then is kept."
+        model, rows = self.state.model, int(self.budget.rows[0])
+        found = evaluate(model, self.parallelism, self.data, rows, self.device)
+        averaged = None
+        if self.state.average is not None:
+            with self.state.average.in_place():
+                averaged = evaluate(model, self.parallelism, self.data, rows, self.device).bits_per_byte
+        violations = {layer: float(load.max() / load.double().mean() - 1) for layer, load in self.state.loads.items()}
+        self.state.loads.clear()
+        return Line(
+            "eval",
+            self.state.step,
+            self.tokens,
+            self.flops,
+            self.state.seconds,
+            found.bits_per_byte,
+            averaged,
+            max_vio=violations,
+            expert_load=found.expert_load,
+            max_vio_sequence=found.max_vio_sequence,
+            agreement=found.agreement,
         )
 
+    def _line(self, loss: Loss, norm: float, part: float, speed: float, metrics: Mapping[str, float | Tensor]) -> Line:
+        violations: dict[str, float] = {}
+        for name, value in metrics.items():
+            path, _, kind = name.rpartition(".")
+            layer = self.layers.get(path, path)
+            if kind == "max_vio":
+                violations[layer] = float(value)
+            elif isinstance(value, Tensor):
+                self.state.loads[layer] = self.state.loads.get(layer, 0) + value
+        parts = {name: float(value) for name, value in loss.parts.items()}
+        return Line(
+            "train",
+            self.state.step,
+            self.tokens,
+            self.flops,
+            self.state.seconds,
+            bits_per_byte(parts[LOSS], self.data.bytes_per_token),
+            loss=float(loss.total),
+            parts=parts,
+            grad_norm=norm,
+            lr=part * self.recipe.optimizer.lr,
+            tokens_per_second=speed,
+            mfu=speed * self.account.flops_training / self.peak,
+            mfu_noncausal=speed * self.account.flops_training_noncausal / self.peak,
+            memory=peak_memory(self.device),
+            max_vio=violations,
+        )
 
-def _violations(metrics: Mapping[str, float]) -> list[float]:
-    return [value for name, value in metrics.items() if name.endswith(".max_vio")]
+    def _skip(self, batch: Batch, loss: float, norm: float, started: float) -> Line:
+        """Leaves the step out, with everything as it was, or raises."""
+        state, options = self.state, self.recipe.train
+        clear_statistics(state.model)
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {norm}"
+        state.optimizers.zero_grad()
+        where = first_non_finite(state.model, lambda: self.parallelism.step(state.model, batch))
+        state.optimizers.zero_grad()
+        clear_statistics(state.model)
+        message = f"Step {state.step + 1} of {self.budget.steps}: {what}; {where}."
+        if options.non_finite == "stop" or len(state.skipped) >= options.max_skipped:
+            skipped = f" {len(state.skipped)} steps were skipped before." if state.skipped else ""
+            raise Diverged(f"{message}{skipped} Lower optimizer.lr, lengthen schedule.warmup, or check the data.", batch)
+        state.step, state.seconds = state.step + 1, state.seconds + time.perf_counter() - started
+        state.skipped.append(state.step)
+        return Line("skip", state.step, self.tokens, self.flops, state.seconds, message=message)
+
+    def _check_rows(self) -> None:
+        parts = getattr(self.parallelism, "micro_batches", 1)
+        wrong = sorted({int(rows) for rows in self.budget.rows if rows % parts})
+        if wrong:
+            fact = f"a step of {wrong[0]} rows does not split into parallelism.micro_batches = {parts}."
+            raise BestiaryError(Problem(fact, "train.batch_size", f"Use multiples of {parts}."))
+
+
+def _start(recipe: Recipe, manifest: Manifest, device: torch.device) -> CausalLM:
+    """The model before the first step."""
+    options = recipe.train
+    if options.start:
+        model = load_for_training(manifest, options.start, device=device, init=options.init, seed=options.seed)
+    else:
+        model = create_model(manifest, device=device, seed=options.seed)
+    if options.recompute == "block":
+        recompute_blocks(model)
+    if options.compile:
+        for block in (module for module in model.modules() if isinstance(module, Block)):
+            block.compile()
+    return model.train()

@@ -77,7 +77,7 @@ betas = [0.9]
     assert any(p.startswith(f"{path}: model: the recipe needs 'model'") for p in found)
     assert any("[data] has no option 'sequence_lenght'. Did you mean 'sequence_length'?" in p for p in found)
     assert any(f"{path}: data.held_out:" in p and "(found 2.0)" in p for p in found)
-    assert any(f"{path}: schedule.warmup: expected a number of steps" in p for p in found)
+    assert any(f"{path}: schedule.warmup: expected a whole number" in p for p in found)
     assert any("optimizer.betas" in p for p in found)
     assert len(found) == 6
 

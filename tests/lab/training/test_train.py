@@ -18,8 +18,6 @@ import bestiary
 from bestiary import BestiaryError
 from bestiary.core.accounting import account
 from bestiary.lab.recipe import load_recipe
-from bestiary.lab.training.optimizer import adamw
-from bestiary.lab.training.options import AdamWOptions
 from bestiary.lab.training.result import read_run
 from bestiary.lab.training.train import train
 from bestiary.lab.training.trainer import Diverged
@@ -71,20 +69,13 @@ def test_every_line_carries_its_figures(lab: Path):
     assert set(line.parts) == {"next-token", "mtp-1", "balance"}
     assert line.bits_per_byte == pytest.approx(line.parts["next-token"] / math.log(2), rel=0.01)
     assert line.loss == pytest.approx(line.parts["next-token"] + 0.3 * line.parts["mtp-1"] + line.parts["balance"], rel=1e-5)
-    assert line.max_vio_mean is not None and line.max_vio_max is not None and line.max_vio_max >= line.max_vio_mean
+    assert set(line.max_vio) == {"1", "2"}, "the layer of experts, and the block that MTP adds"
+    assert min(line.max_vio.values()) >= 0 and line.mfu and line.mfu_noncausal and line.mfu_noncausal > line.mfu and line.memory
     assert line.grad_norm and line.lr and line.tokens_per_second and line.flops
 
 
 def test_masked_documents_train(lab: Path):
     assert run(lab, "data.mask_documents=true", "train.steps=3").summary.bits_per_byte
-
-
-def test_norms_and_biases_do_not_decay(lab: Path):
-    model = bestiary.create_model(load_recipe(lab / "recipe.toml").manifest())
-    decayed, kept = adamw(model, AdamWOptions()).param_groups
-    assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0
-    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in kept["params"])
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
 
 
 def test_a_diverging_run_stops_names_its_step_and_keeps_what_was_logged(lab: Path):
