@@ -13,16 +13,18 @@ Conventions, the same for every figure that Bestiary prints:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .component import Cost, Storage
 from .manifest import Manifest
 from .table import entries
-from .weights import Entry
+from .weights import Entry, Role
 
 GRADIENT_STATE = 3
 """Forward once, backward twice."""
+COPIED: tuple[Role, ...] = ("linear", "expert", "projection", "head")
+"""Roles of which training keeps a copy to compute with, where master weights are wider (`Storage.copy`)."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,19 @@ def account(manifest: Manifest, *, sequence_length: int | None = None) -> Accoun
     )
 
 
+def layer_costs(manifest: Manifest) -> list[Cost]:
+    """The cost of every block, its norms included."""
+    norms = Cost(saved_elements=2 * manifest.model.hidden_size)
+    costs: list[Cost] = []
+    for start, stop, layer in manifest.runs():
+        parts = (part.cost(manifest.site.at(start)) for part in (layer.attention, layer.ffn))
+        costs += [add([norms, *parts])] * (stop - start)
+    return costs
+
+
 def layer_cost(manifest: Manifest) -> Cost:
     """The cost of all blocks together, their norms included."""
-    norms = 2 * manifest.model.hidden_size
-    parts = [
-        part.cost(manifest.site.at(start))
-        for start, stop, layer in manifest.runs()
-        for part in (layer.attention, layer.ffn)
-        for _ in range(start, stop)
-    ]
-    blocks = add(parts)
-    return replace(blocks, saved_elements=blocks.saved_elements + norms * manifest.model.num_hidden_layers)
+    return add(layer_costs(manifest))
 
 
 def objective_cost(manifest: Manifest) -> Cost:
@@ -161,7 +165,7 @@ def _training(rows: list[Entry], manifest: Manifest, layers: Cost, objectives: C
     heads = 1 + objectives.reused_parameters / size
     saved = (layers.saved_elements + objectives.saved_elements) * storage.activation + 4 * (layers.saved_fp32 + objectives.saved_fp32)
     top = heads * (manifest.model.vocab_size + 2 * manifest.model.hidden_size) * storage.activation
-    matrices = sum(entry.weight.numel for entry in rows if entry.weight.role in ("linear", "expert", "projection", "head"))
+    matrices = sum(entry.weight.numel for entry in rows if entry.weight.role in COPIED)
     return Memory(
         weights=int(trained * storage.master + matrices * storage.copy + state * 4),
         gradients=int(trained * storage.gradient),

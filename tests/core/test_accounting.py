@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bestiary
-from bestiary.core.accounting import account
+from bestiary.core.accounting import account, add, layer_cost, layer_costs
 from bestiary.core.contracts import Batch
 
 COUNTS = {
@@ -51,11 +51,30 @@ def test_counts_equal_the_parameters_that_are_built(name):
         (4096, "flops_training_main", 250.46),
         (4096, "flops_training", 260.65),
         (4096, "flops_forward_noncausal", 281.16 / 3),
+        (32768, "flops_training_main", 219.75 + 245.62),
         (131072, "flops_training_main", 1202.23),
+        (131072, "flops_forward_noncausal", 2184.71 / 3),
     ],
 )
 def test_deepseek_v3_flops_per_token(length, field, gigaflops):
     assert getattr(account(bestiary.resolve("deepseek-v3"), sequence_length=length), field) / 1e9 == pytest.approx(gigaflops, abs=0.005)
+
+
+def test_deepseek_v3_flops_are_six_for_each_matrix_element_and_causal_attention():
+    """The public pairs: 219.75 + 30.70 GFLOP at 4K, and 982.5 of attention at 128K."""
+    short, long = (account(bestiary.resolve("deepseek-v3"), sequence_length=n) for n in (4096, 131072))
+    attention = (long.flops_training_main - short.flops_training_main) * 4096 / (131072 - 4096)
+    assert attention / 1e9 == pytest.approx(30.70, abs=0.005)
+    assert (short.flops_training_main - attention) / 1e9 == pytest.approx(219.75, abs=0.005)
+    assert 6 * (short.active_parameters - 58 * 256) == pytest.approx(219.75e9, rel=1e-4)
+    assert attention * 32 / 1e9 == pytest.approx(982.5, abs=0.05)
+
+
+def test_the_costs_of_all_layers_add_up():
+    manifest = bestiary.resolve("deepseek-v3")
+    costs = layer_costs(manifest)
+    assert len(costs) == 61 and add(costs) == layer_cost(manifest)
+    assert costs[0].saved_elements != costs[3].saved_elements and costs[3] == costs[60]
 
 
 def test_a_latent_cache_takes_576_numbers_a_layer_and_an_expanded_one_what_its_heads_take():
