@@ -29,15 +29,24 @@ def train(
     set: Changes = None,
     out_folder: Out = None,
     overwrite: Overwrite = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the run's curves into its folder.")] = False,
 ) -> None:
-    """Trains a model by a recipe; Ctrl-C saves it and stops."""
+    """Trains a model by a recipe. Ctrl-C saves it and stops; the same command again goes on, also after a crash."""
     from ..lab.recipe import load_recipe
+    from ..lab.training.plot import plot_run
     from ..lab.training.train import train as run
 
-    done = run(load_recipe(recipe, set=set or []), out=out_folder, overwrite=overwrite)
+    done = run(load_recipe(recipe, set=set or []), out=out_folder, resume=not overwrite, overwrite=overwrite)
     summary = done.summary
     held_out = "" if summary.bits_per_byte is None else f", {summary.bits_per_byte:.3f} bits per byte on held-out text"
     out.print(f"{summary.status}: {summary.tokens:,} tokens, {summary.tokens_per_second:,.0f} tokens/s{held_out}")
+    out.print(
+        f"MFU {summary.mfu:.1%} of {summary.peak_flops / 1e9:,.0f} GFLOP/s measured ({summary.mfu_noncausal:.1%} counted non-causally)"
+    )
+    if summary.skipped:
+        out.print(f"[yellow]skipped:[/] {len(summary.skipped)} steps were not finite; their batches are in {done.folder / 'non-finite'}")
+    if plot:
+        out.print(f"curves: {plot_run(done)}", soft_wrap=True)
     out.print(f"model, metrics and summary: {done.folder}", soft_wrap=True)
 
 

@@ -44,9 +44,9 @@ def plan_budget(options: TrainOptions, length: int) -> Budget:
 
 
 @lru_cache(maxsize=64)
-def _plan(steps: int | None, tokens: int | None, stairs: tuple[Stair, ...], length: int) -> Budget:
-    if tokens is None:
-        rows = [int(stairs[0][1])] * (steps or 0)
+def _plan(steps: int, tokens: int, stairs: tuple[Stair, ...], length: int) -> Budget:
+    if steps:
+        rows = [int(stairs[0][1])] * steps
     elif len(stairs) == 1:
         rows = [int(stairs[0][1])] * -(-tokens // (int(stairs[0][1]) * length))
     else:

@@ -36,6 +36,8 @@ class Display:
         if line.kind == "eval":
             self.held_out = f"  held-out {line.bits_per_byte:.3f} bits/byte"
             self._print(line)
+        elif line.kind == "skip":
+            console.print(f"{self.label}: {line.message} The step is skipped.", soft_wrap=True, highlight=False)
         else:
             speed = line.tokens_per_second or 0.0
             self.speed = 0.9 * self.speed + 0.1 * speed if self.speed else speed

@@ -19,10 +19,10 @@ class TrainOptions(Options):
     """Rows of an optimizer step. `set.parallelism.micro_batches` splits them into forward passes whose gradients add up."""
     batch_schedule: tuple[Stair, ...] = ()
     """`[[from, rows], ...]`: rows of a step from that many tokens on (or that part of the budget); instead of `batch_size`."""
-    steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps; or say `tokens`."""
-    tokens: int | None = Field(default=None, gt=0)
-    """Tokens to train on, rounded up to whole steps; or say `steps`."""
+    steps: int = Field(default=0, ge=0)
+    """Optimizer steps; or say `tokens`, and leave this at 0."""
+    tokens: int = Field(default=0, ge=0)
+    """Tokens to train on, rounded up to whole steps; or say `steps`, and leave this at 0."""
     start: str = ""
     """Folder or Hub id of weights to start from; fresh ones when empty."""
     init: Names = ()
@@ -46,9 +46,9 @@ class TrainOptions(Options):
 
     @model_validator(mode="after")
     def _one_budget(self) -> TrainOptions:
-        if (self.steps is None) == (self.tokens is None):
-            raise ValueError("expected either steps or tokens, the budget of the run. Set one of them")
-        if self.batch_schedule and self.tokens is None:
+        if bool(self.steps) == bool(self.tokens):
+            raise ValueError("expected either steps or tokens, the budget of the run. Set one of them, and the other to 0")
+        if self.batch_schedule and not self.tokens:
             raise ValueError("a batch_schedule counts in tokens. Give the budget as tokens, not as steps")
         if any(rows != int(rows) or rows < 1 for _, rows in self.batch_schedule):
             raise ValueError("a batch_schedule holds whole numbers of rows, at least 1")

@@ -43,9 +43,9 @@ class Summary:
     """The same with the averaged weights of `train.ema`."""
     skipped: list[int]
     """Steps that were left out because loss or gradients were not finite."""
-    mfu: float | None
+    mfu: float
     """Counted FLOPs, causal attention, per second of training, as a share of `peak_flops`."""
-    mfu_noncausal: float | None
+    mfu_noncausal: float
     peak_flops: float
     """Product rate of the device, given or measured."""
     max_vio: float | None

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import signal
+import os
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
 from ...core.errors import BestiaryError
 from ..checked import table
 from ..options import Recipe
-from .interrupt import SIGNALS
 
 
-def train_apart(recipe: Recipe, folder: Path, *, progress: bool) -> int:
-    """Trains in a new process and waits for it; Ctrl-C is passed on, so that the run saves itself.
+def start(recipe: Recipe, folder: Path, *, progress: bool, threads: int | None = None) -> subprocess.Popen[str]:
+    """Starts to train in a new process, which Ctrl-C does not reach: an interrupt that is sent to it lets the run save itself.
 
-    Returns:
-        The exit code: 0 also for a run that diverged, negative for a signal.
+    Its exit code is 0 also for a run that diverged, and negative for a signal.
 
-    Raises:
-        KeyboardInterrupt: there was a Ctrl-C, and the run has ended.
+    Args:
+        recipe: what is trained.
+        folder: of the run.
+        progress: whether it shows progress on stderr.
+        threads: that it computes with; as many as there are cores, or as OMP_NUM_THREADS says, by default.
     """
     command = [sys.executable, "-P", "-m", __name__, str(folder), *(["--progress"] if progress else [])]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
-    passed: list[int] = []
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        passed.append(number)
-        child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
-    try:
-        child.communicate(json.dumps(table(recipe)))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if passed:
-        raise KeyboardInterrupt
-    return child.returncode
+    environment = os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True, env=environment)
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin:
+        child.stdin.write(json.dumps(table(recipe)))
+    return child
 
 
 def main(arguments: list[str]) -> int:
