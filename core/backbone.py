@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .component import Part
     from .manifest import Manifest
     from .site import Site
+    from .speculate import Acceptance
 
 
 class Block(nn.Module):
@@ -130,15 +132,35 @@ class CausalLM(nn.Module):
         return Cache([layer.self_attn.new_cache(batch, length, **kinds) for layer in self._blocks()])
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, *, max_new_tokens: int, **sampling: Any) -> Tensor:
-        """Continues `[B, S]` prompts of equal length; see `bestiary.core.generate.Sampling` for the options.
+    def generate(
+        self,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int,
+        speculative: str | None = None,
+        draft_tokens: int = 1,
+        acceptance: Acceptance | None = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Continues `[B, S]` prompts of equal length.
+
+        Args:
+            input_ids: the prompts.
+            max_new_tokens: tokens to add at most.
+            speculative: key or name of the objective that drafts tokens, such as `"mtp"`; None decodes token by token.
+            draft_tokens: how many it drafts for each pass of the model.
+            acceptance: counts what became of the drafts.
+            **sampling: see `bestiary.core.sampling.Sampling`.
 
         Returns:
             `[B, S + N]`, prompts included; rows that ended early repeat their end token.
         """
-        from .generate import Sampling, generate
+        from .generate import generate
+        from .sampling import Sampling
+        from .speculate import Speculation
 
-        return generate(self, input_ids, max_new_tokens=max_new_tokens, sampling=Sampling(**sampling))
+        speculation = Speculation(speculative, draft_tokens, acceptance) if speculative else None
+        return generate(self, input_ids, max_new_tokens=max_new_tokens, sampling=Sampling(**sampling), speculation=speculation)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """How many targets each objective finds in `batch`."""
@@ -174,9 +196,27 @@ class CausalLM(nn.Module):
                 metrics |= {f"{name}.{key}": value for key, value in act(reduce).items()}
         return metrics
 
+    def __getattr__(self, name: str) -> Any:
+        """Methods that its objectives give a model, beside its parameters and modules."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            for key, goal in vars(self).get("goals", {}).items():
+                if name in self.manifest.objectives[key].component.methods:
+                    return partial(getattr(goal, name), self)
+            raise AttributeError(f"{error}{_who_gives(name)}") from None
+
     @property
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
     def _blocks(self) -> Iterator[Any]:
         yield from self.model.layers
+
+
+def _who_gives(method: str) -> str:
+    """The end of an error about a method that some objective would give a model."""
+    from .plugins import plugins
+
+    givers = [component.name for component in plugins().slots["objective"].values() if method in component.methods]
+    return "".join(f". The objective '{name}' gives it: train or load a model with objective.{name}.use = \"{name}\"" for name in givers)

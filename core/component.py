@@ -130,6 +130,8 @@ class Component(Generic[T]):
     """Precision components only: how many bytes a number takes."""
     adjustable: tuple[str, ...] = ()
     """Numeric options that may change while training; what is built offers `adjust(option, value)`. A sub-slot's are its own."""
+    methods: tuple[str, ...] = ()
+    """Objectives only: methods of what is built that the model gains; the model is their first argument."""
     same_as: str | None = None
     """Claims to compute the same function with the same weights as another component of its slot."""
     summary: str = ""

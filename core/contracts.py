@@ -228,7 +228,11 @@ class Hidden:
 
 
 class Objective(Protocol):
-    """Something that training minimises."""
+    """Something that training minimises.
+
+    One that can guess tokens for speculative decoding also offers `drafter(model, batch, length, draft_tokens) -> Drafter`,
+    for `batch` sequences of up to `length` tokens. One that gives the model methods names them in `Component.methods`.
+    """
 
     def extend(self, model: CausalLM, site: Site) -> nn.Module | None:
         """Modules that this objective adds to the model, or None."""
@@ -240,6 +244,20 @@ class Objective(Protocol):
 
     def loss(self, model: CausalLM, batch: Batch, hidden: Hidden, count: Tensor) -> Loss:
         """Its weighted loss on one micro-batch: a sum over targets divided by the whole step's `count`."""
+        ...
+
+
+class Drafter(Protocol):
+    """Guesses the tokens that follow in one batch, and remembers what it needs from one guess to the next."""
+
+    def draft(self, hidden: Hidden, following: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """`[B, draft_tokens]`: guesses of the tokens after `following`.
+
+        Args:
+            hidden: the model's states at the S positions that have become certain since the last call; at first the prompt's.
+            following: `[B, S]`, the token after each of them.
+            choose: takes logits `[B, V]` to tokens `[B]`; it is called once for each guess, in order.
+        """
         ...
 
 

@@ -1,77 +1,72 @@
-"""Decoding: one prefill, then one token at a time through the cache."""
+"""Decoding through a cache: one prefill, then token by token, or by what a drafter guesses (`core.speculate`)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import BestiaryError
+from .sampling import Sampling, draw
+from .speculate import Speculation, Speculative
 
 if TYPE_CHECKING:
     from .backbone import CausalLM
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn."""
-
-    temperature: float = 0.0
-    """0 takes the most likely token."""
-    top_k: int | None = None
-    """Draw among the k most likely tokens only."""
-    top_p: float = 1.0
-    """Draw among the fewest tokens that hold this much probability (nucleus sampling)."""
-    seed: int | None = None
-    """Makes the draw repeatable."""
-    eos_token_id: int | list[int] | None = None
-    """Stops a row; the manifest's end token when None."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise BestiaryError(f"temperature {self.temperature} is negative. Use 0 for greedy decoding, or a positive number.")
-        if not 0 < self.top_p <= 1:
-            raise BestiaryError(f"top_p {self.top_p} is not in (0, 1]. Use 1 to draw from all tokens.")
-        if self.top_k is not None and self.top_k < 1:
-            raise BestiaryError(f"top_k {self.top_k} is less than 1. Leave it out to draw from all tokens.")
-
-
-def generate(model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, sampling: Sampling) -> Tensor:
+def generate(
+    model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, sampling: Sampling, speculation: Speculation | None = None
+) -> Tensor:
     """`[B, S]` prompts to `[B, S + N]`, N at most `max_new_tokens`; raises as `stream` does."""
-    tokens = stream(model, input_ids, max_new_tokens=max_new_tokens, sampling=sampling)
+    tokens = stream(model, input_ids, max_new_tokens=max_new_tokens, sampling=sampling, speculation=speculation)
     return torch.cat([input_ids, *(token[:, None] for token in tokens)], dim=1)
 
 
 @torch.no_grad()
-def stream(model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
+def stream(
+    model: CausalLM, input_ids: Tensor, *, max_new_tokens: int, sampling: Sampling, speculation: Speculation | None = None
+) -> Iterator[Tensor]:
     """The tokens that follow `[B, S]` prompts, `[B]` at a time; rows that ended repeat their end token until all have.
 
     Raises:
-        BestiaryError: the prompt is empty, `max_new_tokens` is negative, or both together exceed `max_position_embeddings`.
+        BestiaryError: the prompt is empty, `max_new_tokens` is negative, both together exceed `max_position_embeddings`, or
+            the model has no objective that drafts as `speculation` says.
     """
     batch, length = input_ids.shape
     _check_length(model, length, max_new_tokens)
     was_training = model.training
     model.eval()
     try:
-        cache = model.new_cache(batch, length + max_new_tokens)
         generator = None if sampling.seed is None else torch.Generator(input_ids.device).manual_seed(sampling.seed)
         ends = _ends(model, sampling).to(input_ids.device)
-        done = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
-        step, last = input_ids, input_ids[:, -1]
-        for _ in range(max_new_tokens):
-            normed = model.hidden(step, cache=cache).normed[:, -1]
-            last = torch.where(done, last, draw(model.logits(normed), sampling, generator))
-            yield last
-            done |= torch.isin(last, ends)
-            if done.all():
-                return
-            step = last[:, None]
+        how = model, input_ids, length + max_new_tokens, sampling, generator
+        decoder = Speculative(*how, speculation=speculation, ends=ends) if speculation else _Plain(*how)
+        done, last = torch.zeros(batch, dtype=torch.bool, device=input_ids.device), input_ids[:, -1]
+        while max_new_tokens:
+            for token in decoder.block(max_new_tokens, done).unbind(dim=1):
+                last, max_new_tokens = torch.where(done, last, token), max_new_tokens - 1
+                yield last
+                done = done | torch.isin(last, ends)
+                if done.all():
+                    return
     finally:
         model.train(was_training)
+
+
+class _Plain:
+    """Decodes a batch token by token."""
+
+    def __init__(self, model: CausalLM, input_ids: Tensor, length: int, sampling: Sampling, generator: torch.Generator | None) -> None:
+        self.model, self.sampling, self.generator = model, sampling, generator
+        self.cache, self.step = model.new_cache(len(input_ids), length), input_ids
+
+    def block(self, room: int, done: Tensor) -> Tensor:
+        """`[B, 1]`: the next token of every row."""
+        normed = self.model.hidden(self.step, cache=self.cache).normed[:, -1]
+        self.step = draw(self.model.logits(normed), self.sampling, self.generator)[:, None]
+        return self.step
 
 
 def _check_length(model: CausalLM, length: int, max_new_tokens: int) -> None:
@@ -85,26 +80,6 @@ def _check_length(model: CausalLM, length: int, max_new_tokens: int) -> None:
             f"{length} prompt tokens and {max_new_tokens} new ones exceed the model's {limit} positions. "
             f"Ask for at most {limit - length} new tokens."
         )
-
-
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """`[B, V] -> [B]`: one token per row."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    return torch.multinomial(probabilities(logits, sampling), 1, generator=generator)[:, 0]
-
-
-def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """`[B, V]` logits to the fp32 distribution that is drawn from, after temperature, top-k and top-p."""
-    logits = logits.float() / sampling.temperature
-    if sampling.top_k is not None:
-        least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, order = logits.softmax(dim=-1).sort(descending=True)
-        outside = ordered.cumsum(dim=-1) - ordered >= sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), float("-inf"))
-    return logits.softmax(dim=-1)
 
 
 def _ends(model: CausalLM, sampling: Sampling) -> Tensor:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from ..core.backbone import CausalLM
+    from ..core.speculate import Speculation
 
 
 def find_tokenizer(reference: str, tokenizer: str | None = None) -> Tokenizer:
@@ -34,21 +35,29 @@ def find_tokenizer(reference: str, tokenizer: str | None = None) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def stream(model: CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, **sampling: Any) -> Iterator[str]:
+def stream(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    speculation: Speculation | None = None,
+    **sampling: Any,
+) -> Iterator[str]:
     """The continuation of `prompt`, in pieces as they are decoded; the prompt itself is not repeated.
 
     Raises:
-        BestiaryError: the prompt holds no token, or is too long.
+        BestiaryError: the prompt holds no token, or is too long, or the model cannot draft as `speculation` says.
     """
     import torch
     from tokenizers.decoders import DecodeStream
 
-    from ..core.generate import Sampling
     from ..core.generate import stream as tokens
+    from ..core.sampling import Sampling
 
     ids = torch.tensor([tokenizer.encode(prompt, add_special_tokens=False).ids], dtype=torch.int64, device=model.device)
     decode = DecodeStream(skip_special_tokens=True)
-    for token in tokens(model, ids, max_new_tokens=max_new_tokens, sampling=Sampling(**sampling)):
+    for token in tokens(model, ids, max_new_tokens=max_new_tokens, sampling=Sampling(**sampling), speculation=speculation):
         piece = decode.step(tokenizer, int(token))
         if piece:
             yield piece

@@ -18,5 +18,6 @@ def bestiary_objective() -> Component:
         o.weights,
         o.cost,
         adjustable=("weight",),
+        methods=("mtp_logits",),
         summary="Predicts the token after next, and so on, with one more block for each.",
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.backbone import Block, CausalLM
-from ...core.contracts import IGNORE, Batch, Context, Hidden, Loss
+from ...core.contracts import IGNORE, Batch, Context, Drafter, Hidden, Loss
 from ...core.site import Site
 from .options import MTPOptions
 
@@ -69,7 +69,7 @@ class MultiTokenPrediction:
         return torch.stack([(self._targets(batch, k) != IGNORE).sum() for k in self._depths()])
 
     def loss(self, model: CausalLM, batch: Batch, hidden: Hidden, count: Tensor) -> Loss:
-        states = self.states(model, batch, hidden)
+        states = self.states(model, batch.input_ids, hidden)
         sums = [model.token_loss(normed, self._targets(batch, k)) for k, normed in zip(self._depths(), states, strict=True)]
         if hidden.context.observed is not None:
             hidden.context.observed |= self._agreement(model, batch, hidden, states)
@@ -77,18 +77,46 @@ class MultiTokenPrediction:
         parts = {f"mtp-{k}": loss.detach() for k, loss in zip(self._depths(), losses, strict=True)}
         return Loss(self.weight * losses.mean(), parts)
 
-    def states(self, model: CausalLM, batch: Batch, hidden: Hidden) -> list[Tensor]:
+    def states(self, model: CausalLM, input_ids: Tensor, hidden: Hidden) -> list[Tensor]:
         """What the head reads at each depth k: `[B, S - k, D]` each."""
-        post = self.options.hidden == "post-norm"
-        state, states = hidden.normed if post else hidden.raw, []
-        assert self.modules is not None
-        for k, layer in zip(self._depths(), cast(list[MTPLayer], self.modules.layers), strict=True):
-            length = batch.input_ids.shape[1] - k
-            raw = layer(model.model.embed(batch.input_ids[:, k:]), state[:, :length], _shorter(hidden.context, length))
-            normed = layer.shared_head.norm(raw)
-            states.append(normed)
-            state = normed if post else raw
+        state, states = self.passed_on(hidden.raw, hidden.normed), []
+        for k, layer in zip(self._depths(), self.layers, strict=True):
+            length = max(input_ids.shape[1] - k, 0)
+            raw = layer(model.model.embed(input_ids[:, k:]), state[:, :length], _shorter(hidden.context, length))
+            states.append(layer.shared_head.norm(raw))
+            state = self.passed_on(raw, states[-1])
         return states
+
+    def mtp_logits(
+        self, model: CausalLM, input_ids: Tensor, *, positions: Tensor | None = None, segments: Tensor | None = None
+    ) -> list[Tensor]:
+        """What every depth predicts: `[B, S - k, V]` for k = 1 ... D, where position i predicts token `i + k + 1`.
+
+        Args:
+            model: given by the model itself, whose method this is.
+            input_ids: `[B, S]` int64.
+            positions: `[B, S]` or `[1, S]`, from 0 by default.
+            segments: `[B, S]`, the document of each token when rows are packed. Where token `i + k` lies in another document
+                than token i, the prediction means nothing.
+        """
+        hidden = model.hidden(input_ids, positions=positions, segments=segments)
+        return [model.logits(normed) for normed in self.states(model, input_ids, hidden)]
+
+    def drafter(self, model: CausalLM, batch: int, length: int, draft_tokens: int) -> Drafter:
+        """Drafts for `batch` sequences of up to `length` tokens; more tokens than depths reuse the last block."""
+        from .drafter import MTPDrafter
+
+        return MTPDrafter(self, model, batch=batch, length=length, draft_tokens=draft_tokens)
+
+    @property
+    def layers(self) -> list[MTPLayer]:
+        """One block per depth."""
+        assert self.modules is not None
+        return cast(list[MTPLayer], list(self.modules.layers))
+
+    def passed_on(self, raw: Tensor, normed: Tensor) -> Tensor:
+        """The state that the next depth reads, of what a level gives before and after its final norm."""
+        return normed if self.options.hidden == "post-norm" else raw
 
     def _agreement(self, model: CausalLM, batch: Batch, hidden: Hidden, states: list[Tensor]) -> dict[str, Tensor]:
         """By depth, `[B, 2]`: how often its most likely token is the main model's too, and of how many targets."""

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.errors import BestiaryError
-from bestiary.core.generate import Sampling, draw, probabilities, stream
+from bestiary.core.generate import stream
+from bestiary.core.sampling import Sampling, draw, probabilities
 
 
 @pytest.fixture(scope="module", params=["mla-moe", "gqa-dense"])
