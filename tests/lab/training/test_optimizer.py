@@ -10,6 +10,7 @@ from torch.optim import AdamW, Muon
 
 import bestiary
 from bestiary import BestiaryError
+from bestiary.core import native
 from bestiary.lab.recipe import load_recipe
 from bestiary.lab.training.adamw import CompactAdamW
 from bestiary.lab.training.average import Average
@@ -51,6 +52,27 @@ def test_bf16_moments_follow_adamw_within_their_rounding():
             assert torch.allclose(one, two, atol=1e-7), "nothing has been rounded before the first step"
     assert all(compact.state[two][name].dtype == torch.bfloat16 for name in ("exp_avg", "exp_avg_sq"))
     assert 0 < (one - two).abs().max() < 0.02 * (0.01 * 25), "2 % of the way that 25 steps can go"
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason="kernels cannot be compiled")
+@pytest.mark.parametrize("shape", [(1,), (7,), (33, 5), (3, 70, 41), (90000,)])
+def test_the_kernel_takes_the_step_that_torch_operations_define(shape, monkeypatch):
+    torch.manual_seed(0)
+    one = torch.nn.Parameter(torch.randn(shape))
+    two = torch.nn.Parameter(one.detach().clone())
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    fast, plain = CompactAdamW([one], **settings), CompactAdamW([two], **settings)
+    for _ in range(6):
+        one.grad = torch.randn(shape) * torch.logspace(-12, 2, one.numel()).view(shape)
+        two.grad = one.grad.clone()
+        fast.step()
+        with monkeypatch.context() as without:
+            without.setattr("bestiary.lab.training.adamw._kernel", lambda: None)
+            plain.step()
+        assert torch.allclose(one, two, rtol=0, atol=1e-4), "1 % of a step: one spacing of a moment, at most"
+    for name in ("exp_avg", "exp_avg_sq"):
+        ours, theirs = fast.state[one][name].float(), plain.state[two][name].float()
+        assert ((ours - theirs).abs() <= 2**-7 * theirs.abs() + 1e-37).all(), "at most one spacing of bf16 apart"
 
 
 def test_moments_that_bf16_would_freeze_are_refused():
