@@ -65,14 +65,18 @@ def test_the_kernel_takes_the_step_that_torch_operations_define(shape, monkeypat
     for _ in range(6):
         one.grad = torch.randn(shape) * torch.logspace(-12, 2, one.numel()).view(shape)
         two.grad = one.grad.clone()
+        largest = fast.state[one]["exp_avg"].float().abs() + one.grad.abs() if fast.state[one] else one.grad.abs()
         fast.step()
         with monkeypatch.context() as without:
             without.setattr("bestiary.lab.training.adamw._kernel", lambda: None)
             plain.step()
-        assert torch.allclose(one, two, rtol=0, atol=1e-4), "1 % of a step: one spacing of a moment, at most"
-    for name in ("exp_avg", "exp_avg_sq"):
-        ours, theirs = fast.state[one][name].float(), plain.state[two][name].float()
-        assert ((ours - theirs).abs() <= 2**-7 * theirs.abs() + 1e-37).all(), "at most one spacing of bf16 apart"
+        assert torch.allclose(one, two, rtol=0, atol=2e-6)
+        for name, scale in (("exp_avg", largest), ("exp_avg_sq", 0)):
+            ours, theirs = fast.state[one][name].float(), plain.state[two][name].float()
+            assert ((ours - theirs).abs() <= 2**-7 * theirs.abs() + 1e-6 * scale + 1e-37).all(), "at most one spacing of bf16 apart"
+            fast.state[one][name].copy_(plain.state[two][name])
+        with torch.no_grad():
+            one.copy_(two)
 
 
 def test_moments_that_bf16_would_freeze_are_refused():
