@@ -20,9 +20,6 @@ Changes = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the results; the one that the file names by default.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in the folder.")]
 
-COLUMNS = ("variant", "bits per byte, held out", "difference to baseline", "active parameters", "tokens/s", "training time")
-"""Of the report's first table, those that fit a terminal."""
-
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML).")],
@@ -50,15 +47,20 @@ def train(
     out.print(f"model, metrics and summary: {done.folder}", soft_wrap=True)
 
 
-def ablate(study: Annotated[Path, typer.Argument(help="A study (TOML).")], set: Changes = None, out_folder: Out = None) -> None:
+def ablate(
+    study: Annotated[Path, typer.Argument(help="A study (TOML).")],
+    set: Changes = None,
+    out_folder: Out = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, which share the cores; 1, or as many as fit on Ray.")] = None,
+    engine: Annotated[str, typer.Option(help="Where runs are carried out: local or ray.")] = "local",
+) -> None:
     """Trains the variants of a study on the same data and writes a report that compares them."""
     from ..lab.studies.ablate import ablate as run
+    from ..lab.studies.engines import open_engine
     from ..lab.studies.study import load_study
     from ..lab.studies.tables import overview
 
-    done = run(load_study(study, set=set or []), out=out_folder)
+    done = run(load_study(study, set=set or []), out=out_folder, engine=open_engine(engine, jobs=jobs))
     table = overview(done.runs, done.study.baseline)
-    shown = [i for i, heading in enumerate(table.header) if heading in COLUMNS]
-    rows = [[row[i] for i in shown] for row in table.rows]
-    print_rows("", [table.header[i] for i in shown], rows, right=tuple(range(1, len(shown))))
+    print_rows("", list(table.header), [list(row) for row in table.rows], right=tuple(range(1, len(table.header))))
     out.print(f"report: {done.report}", soft_wrap=True)

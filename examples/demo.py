@@ -16,7 +16,7 @@ from rich.console import Console
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/demo")
-MODEL = RUNS / "mla-moe" / "model"
+MODEL = RUNS / "mla-moe" / "seed-0" / "model"
 PROMPT = "def read_lines(path):\n    "
 console = Console(highlight=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -88,10 +88,16 @@ def _problem(kind: type[Options], detail: ErrorDetails, tree: Tree, of: str) -> 
 def _known(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Options of the table at `location`."""
     for step in location:
-        inner = kind.model_fields[step].annotation
-        assert isinstance(inner, type) and issubclass(inner, BaseModel)
-        kind = inner
-    return [*kind.model_fields, *(["schema"] if not location else [])]
+        kind = next(inner for inner in _types(kind, step) if isinstance(inner, type) and issubclass(inner, BaseModel))
+    names = [field.alias or name for name, field in kind.model_fields.items()]
+    return [*names, *(["schema"] if not location else [])]
+
+
+def _types(kind: type[BaseModel], option: str) -> tuple[Any, ...]:
+    """What an option may hold: its type, or those of its union."""
+    fields = {field.alias or name: field for name, field in kind.model_fields.items()}
+    annotation = fields[option].annotation
+    return get_args(annotation) or (annotation,)
 
 
 def _descend(tree: Tree, location: Sequence[str]) -> Tree | Leaf | None:

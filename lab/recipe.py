@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import BestiaryError, Problem
-from ..core.tree import Leaf, Tree, merge, plain, settings
+from ..core.tree import Leaf, Tree, merge, plain, plant, settings
 from ..registry.catalog import list_models
-from .checked import check, read
+from .checked import SCHEMA, check, read
 from .data.options import BYTES, STDLIB
 from .options import Recipe
 
@@ -55,7 +55,7 @@ def recipe_from(tree: Tree, folder: Path, *, name: str, set: Settings = ()) -> t
         name: the last folder of the default output.
         set: as for `load_recipe`.
     """
-    own, ours = _divide(settings(set))
+    own, ours = divide(settings(set))
     recipe, problems = check(Recipe, merge(merge(tree, own), {"set": ours}) if ours else merge(tree, own), of="recipe")
     if recipe is None:
         return None, problems
@@ -67,13 +67,27 @@ def recipe_from(tree: Tree, folder: Path, *, name: str, set: Settings = ()) -> t
     return recipe, problems
 
 
-def with_set(recipe: Recipe, changes: Tree) -> Recipe:
-    """The recipe with further changes of its model laid on top."""
-    return recipe.model_copy(update={"set": plain(merge(settings(recipe.set), changes))})
+def changed(recipe: Recipe, changes: Tree, folder: Path) -> tuple[Recipe | None, list[Problem]]:
+    """The recipe with further changes laid on top, of itself or of its model; or None and everything that is wrong.
+
+    Args:
+        recipe: a checked one. Its model is not resolved again.
+        changes: as `--set` makes them.
+        folder: where relative paths in them start.
+    """
+    own, ours = divide(changes)
+    base = recipe.model_dump(mode="json", exclude_unset=True)
+    budget = own.get("train", {})
+    for name, other in (("steps", "tokens"), ("tokens", "steps")):
+        if isinstance(budget, dict) and name in budget:
+            base["train"].pop(other, None)
+    below = {"schema": Leaf(SCHEMA, "recipe", "schema"), **plant(base, "recipe")}
+    made, problems = check(Recipe, merge(below, merge(own, {"set": ours}) if ours else own), of="recipe")
+    return (None if made is None else _absolute(made, folder, "")), problems
 
 
-def _divide(tree: Tree) -> tuple[Tree, Tree]:
-    """Settings of the recipe, and settings of its model; `model` alone is the recipe's, `model.x` the manifest's."""
+def divide(tree: Tree) -> tuple[Tree, Tree]:
+    """Settings of the recipe, and settings of its model: `model` alone is the recipe's, `model.x` the manifest's."""
     own = {key: node for key, node in tree.items() if key in SECTIONS or (key == "model" and isinstance(node, Leaf))}
     return own, {key: node for key, node in tree.items() if key not in own}
 
@@ -87,7 +101,7 @@ def _absolute(recipe: Recipe, folder: Path, name: str) -> Recipe:
     return recipe.model_copy(
         update={
             "data": data.model_copy(update=changed),
-            "model": _manifest_path(recipe.model, folder),
+            "model": manifest_path(recipe.model, folder),
             "set": plain(settings(recipe.set)),
             "out": _path(recipe.out, folder) if recipe.out else str(Path.cwd() / "runs" / name),
         }
@@ -98,7 +112,7 @@ def _path(text: str, folder: Path) -> str:
     return str((folder / Path(text).expanduser()).resolve())
 
 
-def _manifest_path(reference: str, folder: Path) -> str:
+def manifest_path(reference: str, folder: Path) -> str:
     """Catalog names and Hub ids as they are, paths made absolute."""
     if reference in list_models():
         return reference

@@ -25,6 +25,15 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def percent(value: float) -> str:
+    """A part as a percentage with its sign.
+
+    >>> percent(0.0042)
+    '+0.42 %'
+    """
+    return f"{100 * value:+.2f} %".replace("-", "\N{MINUS SIGN}")
+
+
 def _digits(value: float) -> str:
     if value == int(value) and abs(value) < 1000:
         return str(int(value))

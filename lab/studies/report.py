@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,23 +11,44 @@ from ..data.options import BYTES, STDLIB
 from ..options import Recipe
 from ..training.result import RunResult
 from ..units import short
-from .plots import curves
-from .reading import read_equal
+from . import costs, plots
+from .provenance import changes, matching, runs_table
+from .reading import Runs, read_equal
 from .render import to_html, to_markdown
 from .study import Study
-from .tables import Table, changes, equal_budgets, overview, provenance
+from .tables import Table, compare, equal_budgets, overview, routing, sizes
 
+INTERVAL_NOTE = (
+    "A difference is the mean over seeds of (variant - baseline), seed by seed: equal seeds share the order of the data. Its interval "
+    "is Student's t; it holds the true mean in 95 of 100 such studies, for each variant taken alone. Where it excludes zero the variant "
+    "differs; where it does not, these runs cannot tell."
+)
 SEED_NOTE = (
-    "Each variant was trained once, from one seed. That decides nothing about small differences, since another seed changes the result "
-    "too: repeat with other seeds before believing one."
+    "Each variant was trained once, from one seed, so nothing can be concluded about differences between them: another seed changes "
+    "the result too. Set seeds = [0, 1, 2] in the study."
+)
+DIVERGED_NOTE = (
+    "Differences are taken over the seeds that ended in both. Those that diverged are no part of them, which flatters a variant."
 )
 EQUAL_NOTE = (
-    "Read between evaluations by linear interpolation, at the largest budget that every variant reached. A run that is read before "
+    "Read between evaluations by linear interpolation, at the largest budget that every run reached. A run that is read before "
     "its own end is read before its learning rate has fallen, to its disadvantage."
 )
+SIZE_NOTE = (
+    "Active parameters are those that one token uses, with the head and without the input embedding; what objectives add is counted "
+    "apart. FLOPs are counted from the manifest, forward and backward, causal attention and all objectives included. Speed, time and "
+    "memory are means over seeds on the machine that ran them, with whatever else it was doing."
+)
+ROUTING_NOTE = (
+    "MaxVio is (largest expert load - mean load) / mean load, mean over layers: 0 when every expert has equal work. The first figure "
+    "counts all steps since the last evaluation but one; the second, one held-out sequence at a time, is high where experts specialise "
+    "in kinds of text. Agreement is how often a depth's most likely token is the main model's own, on held-out text: what greedy "
+    "speculative decoding would accept."
+)
+LOAD_NOTE = "Held-out text, at the end of the first seed; experts have no order, so seeds are not averaged."
 COST_NOTE = (
-    "Active parameters are those that one token uses, with the head and without the input embedding. FLOPs are counted from the manifest, "
-    "forward and backward, causal attention and all objectives included. Speed and memory are those of the machine that ran it."
+    "Estimates, not measurements: counted FLOPs over the GPU's peak at the utilisation that `bestiary cost` assumes. The full-scale "
+    "model takes the variant's changes as they are written, and is matched again with the study's rule."
 )
 
 
@@ -52,13 +73,13 @@ class Report:
     sections: list[Section]
 
 
-def write_report(study: Study, runs: Mapping[str, RunResult], folder: Path) -> Path:
+def write_report(study: Study, runs: Runs, folder: Path) -> Path:
     """Writes `report.html`, which needs nothing beside it, and `report.md` with its plots.
 
     Returns:
         The path of `report.html`.
     """
-    report = compose(study, runs)
+    report = compose(study, runs, folder)
     folder.mkdir(parents=True, exist_ok=True)
     for section in report.sections:
         for name, svg in section.figures.items():
@@ -68,48 +89,88 @@ def write_report(study: Study, runs: Mapping[str, RunResult], folder: Path) -> P
     return folder / "report.html"
 
 
-def compose(study: Study, runs: Mapping[str, RunResult]) -> Report:
+def compose(study: Study, runs: Runs, folder: Path) -> Report:
     """The report's content."""
-    baseline = study.baseline
     sections = [
-        Section(
-            "Result",
-            paragraphs=[text for text in (study.description, _setting(study, runs)) if text],
-            tables=[overview(runs, baseline)],
-            notes=[*_divergences(runs), SEED_NOTE, COST_NOTE],
-        ),
-        Section("Against tokens", figures={"tokens.svg": curves(runs, "tokens")}),
-        Section("Against compute", figures={"flops.svg": curves(runs, "flops")}),
-        *_equal(runs, baseline),
-        Section("What differs", tables=[changes(study.manifests, baseline, name) for name in runs if name != baseline]),
-        Section("Do it again", code=_command(study), tables=[provenance(runs)], notes=[_versions(runs[baseline])]),
+        _result(study, runs),
+        Section("Held-out loss against tokens", figures={"tokens.svg": plots.held_out_curves(runs, "tokens")}),
+        Section("Held-out loss against compute", figures={"flops.svg": plots.held_out_curves(runs, "flops")}),
+        *_equal(runs, study.baseline),
+        Section("Size and speed", tables=[sizes(runs)], notes=[SIZE_NOTE]),
+        *_costs(study),
+        *_routing(runs),
+        *_matching(study),
+        Section("What differs", tables=[changes(study, name) for name in runs if name != study.baseline]),
+        Section("Do it again", code=_commands(study, folder), tables=[runs_table(runs)], notes=[_versions(_first(runs))]),
     ]
     return Report(study.title, sections)
 
 
-def _equal(runs: Mapping[str, RunResult], baseline: str) -> list[Section]:
-    tokens, flops = read_equal(runs, "tokens"), read_equal(runs, "flops")
-    if tokens is None or flops is None:
-        return []
-    return [Section("At equal tokens and at equal compute", tables=[equal_budgets(tokens, flops, runs, baseline)], notes=[EQUAL_NOTE])]
-
-
-def _setting(study: Study, runs: Mapping[str, RunResult]) -> str:
-    recipe = study.recipes[study.baseline]
-    data = recipe.data
-    budget = recipe.steps * recipe.tokens_per_step
-    reader = "bytes" if data.tokenizer == BYTES else Path(data.tokenizer).name
-    model = Path(recipe.model).stem if "/" in recipe.model else recipe.model
-    rows = f"{recipe.train.batch_size} rows of {data.sequence_length}"
-    return (
-        f"{len(runs)} variants of {model}, each trained for {short(budget)} tokens ({recipe.steps:,} steps of {rows}) of "
-        f"{_source(recipe)}, read as {reader}, all on the same text in the same order. "
-        f"Lower is better: bits per byte of held-out documents.{_left_out(runs[study.baseline])}"
+def _result(study: Study, runs: Runs) -> Section:
+    compared = compare(runs, study.baseline)
+    seeds = max(len(own) for own in runs.values())
+    return Section(
+        "Result",
+        paragraphs=[text for text in (study.description, _setting(study, runs)) if text],
+        figures={"differences.svg": plots.differences(compared, study.baseline)} if compared else {},
+        tables=[overview(runs, study.baseline)],
+        notes=[*_divergences(runs), INTERVAL_NOTE if seeds > 1 else SEED_NOTE],
     )
 
 
-def _left_out(run: RunResult) -> str:
-    return f" {run.summary.left_out} files that are not UTF-8 text were left out." if run.summary.left_out else ""
+def _equal(runs: Runs, baseline: str) -> list[Section]:
+    tokens, flops = read_equal(runs, "tokens"), read_equal(runs, "flops")
+    if tokens is None or flops is None:
+        return []
+    return [Section("At equal tokens and at equal compute", tables=[equal_budgets(tokens, flops, baseline)], notes=[EQUAL_NOTE])]
+
+
+def _costs(study: Study) -> list[Section]:
+    scale = study.full_scale
+    if scale is None:
+        return []
+    options = scale.options
+    price = f", at ${options.price:g} an hour" if options.price else ""
+    each = f"each variant as it is here, and {options.model} with the same changes on {options.tokens} tokens"
+    text = f"Training on {options.gpu.upper()}s{price}: {each}."
+    return [Section("Estimated cost", paragraphs=[text], tables=[costs.costs(scale)], notes=[COST_NOTE, *costs.notes(scale)])]
+
+
+def _routing(runs: Runs) -> Iterator[Section]:
+    table, balance, agreement, load = routing(runs), plots.balance(runs), plots.agreement(runs), plots.expert_load(runs)
+    if table is not None:
+        drawn = {name: svg for name, svg in (("balance.svg", balance), ("agreement.svg", agreement)) if svg}
+        yield Section("Balance of experts, and tokens predicted ahead", figures=drawn, tables=[table], notes=[ROUTING_NOTE])
+    if load is not None:
+        yield Section("Load of every expert", figures={"experts.svg": load}, notes=[LOAD_NOTE])
+
+
+def _matching(study: Study) -> list[Section]:
+    table = matching(study)
+    left_out = [f"{name} is the same as {study.baseline}, and left out." for name in study.same_as_baseline]
+    return [Section("What was made equal", tables=[table] if table else [], notes=left_out)] if table or left_out else []
+
+
+def _setting(study: Study, runs: Runs) -> str:
+    recipe = study.variants[study.baseline].recipe
+    data = recipe.data
+    reader = "bytes" if data.tokenizer == BYTES else Path(data.tokenizer).name
+    model = Path(recipe.model).stem if "/" in recipe.model else recipe.model
+    seeds = next(iter(runs.values()))
+    times = f", from {len(seeds)} seeds ({', '.join(map(str, seeds))})" if len(seeds) > 1 else f", from one seed ({next(iter(seeds))})"
+    budgets = {variant.recipe.budget.tokens for variant in study.variants.values()}
+    whose = "" if len(budgets) == 1 else " for the baseline"
+    left_out = _first(runs).summary.left_out
+    return (
+        f"{len(runs)} variants of {model}{times}, trained for {short(recipe.budget.tokens)} tokens{whose} ({recipe.steps:,} steps of "
+        f"{recipe.train.batch_size} rows of {data.sequence_length}) of {_source(recipe)}, read as {reader}, all on the same text in the "
+        "same order. Lower is better: bits per byte of held-out documents."
+        f"{f' {left_out} files that are not UTF-8 text were left out.' if left_out else ''}"
+    )
+
+
+def _first(runs: Runs) -> RunResult:
+    return next(iter(next(iter(runs.values())).values()))
 
 
 def _source(recipe: Recipe) -> str:
@@ -117,15 +178,29 @@ def _source(recipe: Recipe) -> str:
     return " and ".join(names)
 
 
-def _divergences(runs: Mapping[str, RunResult]) -> list[str]:
-    return [f"{name} diverged. {run.summary.message}" for name, run in runs.items() if run.summary.status == "diverged"]
+def _divergences(runs: Runs) -> list[str]:
+    found = [
+        f"{name}, seed {seed}, diverged after step {run.summary.steps}. {run.summary.message}"
+        for name, own in runs.items()
+        for seed, run in own.items()
+        if run.summary.status == "diverged"
+    ]
+    return [*found, DIVERGED_NOTE] if found else []
 
 
-def _command(study: Study) -> str:
-    here = Path.cwd()
-    source = study.source.relative_to(here) if study.source.is_relative_to(here) else study.source
+def _commands(study: Study, folder: Path) -> str:
     changed = [part for item in study.set for part in ("--set", item)]
-    return shlex.join(["bestiary", "ablate", str(source), *changed])
+    out = [] if folder.resolve() == study.out.resolve() else ["--out", _shown(folder)]
+    lines = [shlex.join(["bestiary", "ablate", _shown(study.source), *out, *changed])]
+    first = next(iter(study.runs(study.baseline)))
+    base, *others = (_shown(folder / name / f"seed-{first}" / "manifest.json") for name in study.variants)
+    return "\n".join([*lines, *(shlex.join(["bestiary", "diff", base, other]) for other in others)])
+
+
+def _shown(path: Path) -> str:
+    """Relative to the working directory where it lies below it."""
+    here, path = Path.cwd(), path.resolve()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _versions(run: RunResult) -> str:

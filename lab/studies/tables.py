@@ -1,17 +1,18 @@
-"""The tables of a report, as text in cells."""
+"""What the runs of a study came to, as tables of text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
-from ...core.manifest import Manifest
-from ...core.manifest_diff import Difference, differences
-from ..training.result import RunResult, Summary
 from ..units import short, signed
-from .reading import Reading
+from .plots import agreements
+from .reading import Reading, Runs, Seeds, ended, figures, last_with, mean
+from .statistics import Paired, paired
 
 NONE = "\N{EN DASH}"
+WORDS = {"lower": "differs: lower", "higher": "differs: higher", "cannot tell": "cannot tell"}
 
 
 @dataclass(frozen=True)
@@ -24,88 +25,137 @@ class Table:
     """Whether all columns but the first hold numbers, which stand at the right."""
 
 
-def overview(runs: Mapping[str, RunResult], baseline: str) -> Table:
-    """One row for each variant: quality, size, cost."""
-    reference = runs[baseline].summary.bits_per_byte
+def bits_per_byte(runs: Seeds) -> dict[int, float]:
+    """Held-out, by seed, of runs that did not diverge."""
+    return figures(runs, lambda summary: summary.bits_per_byte)
+
+
+def compare(runs: Runs, baseline: str) -> dict[str, Paired]:
+    """Every other variant's held-out bits per byte beside the baseline's, where any seed ended in both."""
+    reference = bits_per_byte(runs[baseline])
+    found = {name: paired(bits_per_byte(own), reference) for name, own in runs.items() if name != baseline}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def overview(runs: Runs, baseline: str) -> Table:
+    """One row for each variant: what came out, and how sure that is."""
+    header = ("variant", "runs", "bits per byte, held out", "range", "difference", "95 % interval", "in words")
+    compared = compare(runs, baseline)
+    rows = [
+        (
+            f"{name} (baseline)" if name == baseline else name,
+            _counted(own),
+            *_level(bits_per_byte(own)),
+            *(_difference(compared.get(name)) if name != baseline else (NONE, NONE, NONE)),
+        )
+        for name, own in runs.items()
+    ]
+    return Table(header, rows)
+
+
+def _counted(runs: Seeds) -> str:
+    diverged = len(runs) - len(ended(runs))
+    return f"{len(runs)}, {diverged} diverged" if diverged else str(len(runs))
+
+
+def _level(values: Mapping[int, float]) -> tuple[str, str]:
+    if not values:
+        return "diverged", NONE
+    spread = f"{min(values.values()):.3f} to {max(values.values()):.3f}" if len(values) > 1 else NONE
+    return f"{fmean(values.values()):.3f}", spread
+
+
+def _difference(found: Paired | None) -> tuple[str, str, str]:
+    if found is None:
+        return NONE, NONE, "nothing to compare"
+    if found.low is None or found.high is None:
+        return signed(found.mean), NONE, "one seed: nothing can be concluded"
+    return signed(found.mean), f"{signed(found.low)} to {signed(found.high)}", WORDS[found.verdict]
+
+
+def sizes(runs: Runs) -> Table:
+    """What each variant is, and what it took here; figures of a machine are means over seeds."""
     header = (
         "variant",
-        "bits per byte, held out",
-        "difference to baseline",
         "parameters",
-        "active parameters",
-        "training FLOPs per token",
-        "KV cache per token",
+        "active",
+        "of objectives",
+        "FLOPs per token",
+        "FLOPs in all",
+        "cache per token",
         "tokens/s",
-        "training time",
-        "peak memory",
+        "time",
+        "memory",
     )
-    return Table(header, [_row(name, run.summary, reference, name == baseline) for name, run in runs.items()])
+    return Table(header, [(name, *_size(own)) for name, own in runs.items()])
 
 
-def _row(name: str, summary: Summary, reference: float | None, is_baseline: bool) -> tuple[str, ...]:
-    value = summary.bits_per_byte
-    delta = NONE if is_baseline or value is None or reference is None else signed(value - reference)
+def _size(runs: Seeds) -> tuple[str, ...]:
+    one = next(iter(runs.values())).summary
+    every = [run.summary for run in ended(runs).values()] or [one]
     return (
-        f"{name} (baseline)" if is_baseline else name,
-        f"diverged after step {summary.steps}" if value is None else f"{value:.3f}",
-        delta,
-        short(summary.parameters),
-        short(summary.active_parameters),
-        short(summary.flops_per_token),
-        short(summary.cache_bytes_per_token, "B"),
-        f"{summary.tokens_per_second:,.0f}",
-        f"{summary.seconds:,.0f} s",
-        short(summary.peak_memory, "B"),
+        short(one.parameters),
+        short(one.active_parameters),
+        short(one.objective_parameters),
+        short(one.flops_per_token),
+        short(max(summary.flops for summary in every)),
+        short(one.cache_bytes_per_token, "B"),
+        f"{fmean(summary.tokens_per_second for summary in every):,.0f}",
+        f"{fmean(summary.seconds for summary in every):,.0f} s",
+        short(fmean(summary.peak_memory for summary in every), "B"),
     )
 
 
-def equal_budgets(tokens: Reading, flops: Reading, runs: Mapping[str, RunResult], baseline: str) -> Table:
+def equal_budgets(tokens: Reading, flops: Reading, baseline: str) -> Table:
     """Every variant at the same tokens and at the same FLOPs."""
     header = (
         "variant",
         f"bits per byte at {short(tokens.budget)} tokens",
         "difference",
+        "95 % interval",
         f"bits per byte at {short(flops.budget)} FLOPs",
         "difference",
+        "95 % interval",
     )
-    rows = [(name, *_cells(tokens, name, baseline), *_cells(flops, name, baseline)) for name in runs]
+    return Table(header, [(name, *_read(tokens, name, baseline), *_read(flops, name, baseline)) for name in tokens.values])
+
+
+def _read(reading: Reading, name: str, baseline: str) -> tuple[str, str, str]:
+    value = mean(reading.values[name])
+    if value is None:
+        return "diverged", NONE, NONE
+    compared = paired(reading.values[name], reading.values[baseline]) if name != baseline else None
+    difference, interval, _ = _difference(compared)
+    return f"{value:.3f}", difference, interval
+
+
+def routing(runs: Runs) -> Table | None:
+    """How evenly experts are used, and how often depths ahead agree; None where no variant has experts or predicts ahead."""
+    depths = list(dict.fromkeys(key for own in runs.values() for key in agreements(own)))
+    figure = ("max_vio", "max_vio_sequence")
+    rows = [
+        (
+            name,
+            *(_number(mean(figures(own, lambda summary, key=key: getattr(summary, key)))) for key in figure),
+            _worst(own),
+            *(_share(mean(figures(own, lambda summary, key=key: summary.agreement.get(key)))) for key in depths),
+        )
+        for name, own in runs.items()
+    ]
+    if all(set(row[1:]) == {NONE} for row in rows):
+        return None
+    header = ("variant", "MaxVio", "within a sequence", "worst layer", *(f"agreement of {key}" for key in depths))
     return Table(header, rows)
 
 
-def _cells(reading: Reading, name: str, baseline: str) -> tuple[str, str]:
-    value, reference = reading.values.get(name), reading.values.get(baseline)
-    if value is None:
-        return "diverged", NONE
-    return f"{value:.3f}", NONE if name == baseline or reference is None else signed(value - reference)
+def _worst(runs: Seeds) -> str:
+    found = [max(line.max_vio.values()) for run in ended(runs).values() if (line := last_with(run, "max_vio"))]
+    return _number(fmean(found) if found else None)
 
 
-def changes(manifests: Mapping[str, Manifest], baseline: str, name: str) -> Table:
-    """What differs between a variant's manifest and the baseline's; a slot that holds another component is one row."""
-    found = differences(manifests[baseline], manifests[name])
-    swapped = [row.path.removesuffix(".use") for row in found if row.path.endswith(".use")]
-    outer = [path for path in swapped if not any(path.startswith(f"{other}.") for other in swapped)]
-    rows = [(path, _component(found, path, 1), _component(found, path, 2)) for path in outer]
-    rows += [(row.path, _value(row.a), _value(row.b)) for row in found if not row.path.startswith(tuple(f"{path}." for path in outer))]
-    return Table(("setting", baseline, name), rows, numbers=False)
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
 
 
-def _component(found: list[Difference], path: str, side: int) -> str:
-    """`gqa: num_key_value_heads 2, ...`; options that are equal on both sides are not among the differences."""
-    inner = [(row.path.removeprefix(f"{path}."), row[side]) for row in found if row.path.startswith(f"{path}.")]
-    use = dict(inner).get("use")
-    options = ", ".join(f"{key} {_value(value)}" for key, value in inner if key != "use" and value is not None)
-    return f"{_value(use)}{f': {options}' if options else ''}"
-
-
-def _value(value: object) -> str:
-    return NONE if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def provenance(runs: Mapping[str, RunResult]) -> Table:
-    """The digests by which runs are recognised."""
-    rows = [(name, *(digest[:16] for digest in _digests(run.summary))) for name, run in runs.items()]
-    return Table(("variant", "run", "manifest", "data"), rows, numbers=False)
-
-
-def _digests(summary: Summary) -> tuple[str, str, str]:
-    return summary.digest, summary.manifest_digest, summary.data_digest
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"
