@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import cost, generate, inspect, studies
+from . import cost, extend, generate, inspect, studies
 
 app = typer.Typer(
     name="bestiary",
@@ -17,5 +17,5 @@ for verb in (inspect.list_, inspect.show, inspect.explain, inspect.validate, ins
     app.command(verb.__name__.rstrip("_"))(verb)
 for verb in (cost.plan, cost.cost):
     app.command(verb.__name__)(verb)
-for verb in (studies.train, studies.ablate, generate.generate):
+for verb in (studies.train, studies.ablate, extend.extend, generate.generate):
     app.command(verb.__name__)(verb)

@@ -1,0 +1,1 @@
+"""A trained model taken to longer contexts, in phases, and what that changes."""
