@@ -101,7 +101,7 @@ def test_without_the_objective_the_error_says_which_gives_it(tiny, build):
     assert not hasattr(model, "mtp_logits")
     with pytest.raises(AttributeError, match=r"no attribute 'mtp_logits'\. The objective 'mtp' gives it: .*objective\.mtp\.use = \"mtp\""):
         _ = model.mtp_logits
-    with pytest.raises(AttributeError, match="no attribute 'mtp_logit'$"):
+    with pytest.raises(AttributeError, match=r"no attribute 'mtp_logit'$"):
         _ = model.mtp_logit
 
 
