@@ -80,10 +80,10 @@ def _gradients(axes: Any, taken: list[Line]) -> None:
 def _speed(axes: Any, taken: list[Line]) -> None:
     axes.plot(_tokens(taken), [line.tokens_per_second for line in taken], color=COLOURS[0], linewidth=0.8)
     axes.set_ylim(bottom=0)
-    share = axes.twinx()
-    share.plot(_tokens(taken), [line.mfu for line in taken], color=COLOURS[1], linewidth=0.8, alpha=0.6)
-    share.set_ylim(bottom=0)
-    share.set_ylabel("MFU, causal", color=COLOURS[1])
+    ratios = [line.mfu / line.tokens_per_second for line in taken if line.mfu and line.tokens_per_second]
+    if ratios:
+        share = axes.secondary_yaxis("right", functions=(lambda speed: speed * ratios[0], lambda mfu: mfu / ratios[0]))
+        share.set_ylabel("MFU, causal")
     _finish(axes, "tokens/s")
 
 
