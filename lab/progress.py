@@ -13,8 +13,8 @@ T = TypeVar("T")
 console = Console(stderr=True)
 
 
-def tracked(items: Iterable[T], label: str, *, total: int, after: float = 1.0) -> Iterator[T]:
-    """Yields `items`, with a progress bar from `after` seconds on."""
+def tracked(items: Iterable[T], label: str, *, total: int | None, after: float = 1.0) -> Iterator[T]:
+    """Yields `items`, with a progress bar from `after` seconds on, which only counts when the total is not known."""
     start, bar, task = time.monotonic(), None, None
     try:
         for done, item in enumerate(items):

@@ -22,7 +22,7 @@ from ..core.errors import BestiaryError, Problem
 from ..core.tree import Leaf, Tree, merge, plain, plant, settings
 from ..registry.catalog import list_models
 from .checked import SCHEMA, check, read
-from .data.options import BYTES, STDLIB
+from .data.corpus import source_problems
 from .options import Recipe
 
 Settings = Sequence[str] | Mapping[str, Any]
@@ -60,6 +60,7 @@ def recipe_from(tree: Tree, folder: Path, *, name: str, set: Settings = ()) -> t
     if recipe is None:
         return None, problems
     recipe = _absolute(recipe, folder, name)
+    problems += source_problems(recipe.data)
     try:
         recipe.manifest()
     except BestiaryError as error:
@@ -93,14 +94,9 @@ def divide(tree: Tree) -> tuple[Tree, Tree]:
 
 
 def _absolute(recipe: Recipe, folder: Path, name: str) -> Recipe:
-    data = recipe.data
-    changed = {
-        "source": tuple(text if text == STDLIB else _path(text, folder) for text in data.source),
-        "tokenizer": data.tokenizer if data.tokenizer == BYTES else _path(data.tokenizer, folder),
-    }
     return recipe.model_copy(
         update={
-            "data": data.model_copy(update=changed),
+            "data": recipe.data.at(folder),
             "model": manifest_path(recipe.model, folder),
             "set": plain(settings(recipe.set)),
             "out": _path(recipe.out, folder) if recipe.out else str(Path.cwd() / "runs" / name),

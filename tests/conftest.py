@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,8 @@ if Path(bestiary.__file__).resolve().parent != ROOT:
 bestiary.__path__[:] = [str(ROOT)]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+_cache = tempfile.TemporaryDirectory(prefix="bestiary-tests-")
+os.environ["BESTIARY_CACHE"] = _cache.name
 if "PYTEST_XDIST_WORKER" in os.environ:  # for what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -6,7 +6,7 @@ once, and every token but the first predicted once. What is left at the end of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,31 +42,3 @@ class Rows:
         targets[ended] = IGNORE
         segments = ended.cumsum(axis=1) - ended
         return Batch(torch.from_numpy(ids.copy()), torch.from_numpy(targets), segments=torch.from_numpy(segments))
-
-
-def join(documents: Iterable[Tokens], end: int, vocab_size: int) -> Tokens:
-    """One stream of all documents, each followed by `end`, in the smallest unsigned type that holds the vocabulary."""
-    kind = np.min_scalar_type(vocab_size - 1)
-    closing = np.array([end], dtype=kind)
-    pieces = [piece for document in documents for piece in (document.astype(kind), closing)]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=kind)
-
-
-@dataclass(frozen=True)
-class Order:
-    """In which order rows are read: a fresh permutation of all rows for each pass over the data.
-
-    A function of seed and position alone: equal for every model that is trained on the data, and resumable anywhere.
-    """
-
-    rows: int
-    seed: int
-
-    def take(self, start: int, count: int) -> NDArray[np.int64]:
-        """`[count]` rows, after `start` have been read before."""
-        places = np.arange(start, start + count)
-        passes = places // self.rows
-        return np.concatenate([self._permutation(p)[places[passes == p] % self.rows] for p in np.unique(passes)])
-
-    def _permutation(self, number: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, int(number))).permutation(self.rows)

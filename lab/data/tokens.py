@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -18,20 +19,26 @@ from numpy.typing import NDArray
 
 from ...core.errors import BestiaryError, Problem
 from ...core.manifest import Manifest
-from ..progress import tracked
-from .options import BYTES
+from ...registry.hub import fetch
+from .options import BYTES, hub_id
 
 END = "<|endoftext|>"
+FIM = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 Tokens = NDArray[np.integer]
 
 
 class Tokenizer(Protocol):
     """Bytes to ids."""
 
-    size: int
-    """Ids are below this."""
-    digest: str
-    """Same digest, same ids."""
+    @property
+    def size(self) -> int:
+        """Ids are below this."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Same digest, same ids."""
+        ...
 
     def encode(self, texts: Sequence[bytes]) -> list[Tokens]:
         """The ids of each UTF-8 text."""
@@ -46,10 +53,20 @@ class Tokenizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class ByteTokenizer:
     """A token is a byte."""
 
-    size, digest = 256, BYTES
+    fim: tuple[int, ...] = ()
+    """Ids of the tokens of fill-in-the-middle, which text never gives."""
+
+    @property
+    def size(self) -> int:
+        return 256
+
+    @property
+    def digest(self) -> str:
+        return BYTES
 
     def encode(self, texts: Sequence[bytes]) -> list[Tokens]:
         return [np.frombuffer(text, dtype=np.uint8) for text in texts]
@@ -60,18 +77,18 @@ class ByteTokenizer:
     def save(self, folder: Path, end: int) -> None:
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-        letters = _byte_letters()
-        unused = {f"<|unused-{i}|>": i for i in range(256, end)}
-        made = Tokenizer(models.BPE(vocab={letter: byte for byte, letter in enumerate(letters)} | unused, merges=[]))
+        special = {end: END, **dict(zip(self.fim, FIM, strict=False))}
+        letters = _byte_letters() + [special.get(i, f"<|unused-{i}|>") for i in range(256, 1 + max(special))]
+        made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         made.decoder = decoders.ByteLevel()
-        made.add_special_tokens([AddedToken(END, special=True)])
+        made.add_special_tokens([AddedToken(special[number], special=True) for number in sorted(special)])
         made.save(str(folder / "tokenizer.json"))
         _save_config(folder, END)
 
 
 class FileTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library."""
+    """A `tokenizer.json` of the `tokenizers` library. Text stays text: what looks like a special token is none."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
@@ -82,16 +99,15 @@ class FileTokenizer:
         except Exception as error:  # the library raises bare Exception
             fact = f"{self.path} is no tokenizer that can be read: {error}."
             raise BestiaryError(Problem(fact, "data.tokenizer", f"Give a tokenizer.json, or '{BYTES}'.")) from error
+        self.inner.encode_special_tokens = True
+        self.inner.no_truncation()
+        self.inner.no_padding()
         self.size = 1 + max(self.inner.get_vocab(with_added_tokens=True).values())
         self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def encode(self, texts: Sequence[bytes]) -> list[Tokens]:
-        starts = range(0, len(texts), 64)
-        done: list[Tokens] = []
-        for start in tracked(starts, "tokenizing", total=len(starts)):
-            chunk = [text.decode() for text in texts[start : start + 64]]
-            done += [np.asarray(e.ids, dtype=np.int64) for e in self.inner.encode_batch_fast(chunk, add_special_tokens=False)]
-        return done
+        encodings = self.inner.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def lengths(self, text: bytes) -> Tokens:
         letters = text.decode()
@@ -110,12 +126,25 @@ class FileTokenizer:
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """`bytes`, or the tokenizer in a file or folder.
+    """`bytes`, or the tokenizer in a file, in a folder, or of a Hub repository.
 
     Raises:
         BestiaryError: the file is missing or no tokenizer.
     """
-    return ByteTokenizer() if name == BYTES else FileTokenizer(Path(name))
+    if name == BYTES:
+        return ByteTokenizer()
+    return FileTokenizer(_fetched(name) if hub_id(name) and not Path(name).exists() else Path(name))
+
+
+def _fetched(reference: str) -> Path:
+    remedy = f"Give a tokenizer.json, its folder, a Hub id, or '{BYTES}'."
+    try:
+        path = fetch(reference, "tokenizer.json")
+    except BestiaryError as error:
+        raise BestiaryError(Problem(f"{reference} cannot be fetched: {error}", "data.tokenizer", remedy)) from error
+    if path is None:
+        raise BestiaryError(Problem(f"the repository {reference} has no tokenizer.json.", "data.tokenizer", remedy))
+    return path
 
 
 def end_token(tokenizer: Tokenizer, manifest: Manifest) -> int:

@@ -11,16 +11,10 @@ import torch
 
 from bestiary import BestiaryError
 from bestiary.core.contracts import Loss
-from bestiary.lab.data.corpus import Corpus, Document, read_corpus
-from bestiary.lab.data.dataset import open_data, split
-from bestiary.lab.data.options import DataOptions
+from bestiary.lab.data.dataset import open_data
+from bestiary.lab.data.document import Document
 from bestiary.lab.evaluation.bits_per_byte import bits_per_byte, evaluate
 from bestiary.lab.recipe import load_recipe
-
-
-def corpus(count: int) -> Corpus:
-    documents = [Document(f"{index}.txt", b"text") for index in range(count)]
-    return Corpus(sorted(documents, key=lambda document: document.place), [])
 
 
 def opened(path: Path, *changes: str):
@@ -28,42 +22,28 @@ def opened(path: Path, *changes: str):
     return open_data(recipe, recipe.manifest())
 
 
-def test_held_out_documents_are_no_training_documents_and_stay_when_others_are_added():
-    train, held_out = split(corpus(200), 0.2)
-    names = {document.name for document in held_out}
-    assert len(train) + len(held_out) == 200 and not names & {document.name for document in train}
-    assert 20 < len(names) < 60
-    more = {document.name for document in split(corpus(400), 0.2)[1]}
-    assert {name for name in more if int(name.removesuffix(".txt")) < 200} == names
+def test_streams_hold_every_document_in_the_order_of_its_place(lab: Path):
+    """Against a plain reading of the same files."""
+    data = opened(lab / "recipe.toml")
+    documents = [Document(f"text/{path.name}", path.read_bytes()) for path in (lab / "text").iterdir()]
+    documents.sort(key=lambda document: document.place)
+    sides = [[d for d in documents if (d.place < 0.3 * 2**64) == held] for held in (False, True)]
+    assert all(sides)
+    for rows, side in zip((data.train, data.held_out), sides, strict=True):
+        assert rows.stream.tolist() == [token for document in side for token in [*document.text, 256]]
+    assert data.held_out_bytes.tolist() == [int(token != 256) for token in data.held_out.stream]
+    assert data.bytes_per_token == sum(len(d.text) for d in sides[0]) / len(data.train.stream)
 
 
-def test_both_sides_get_text_however_small_the_part():
-    for part in (1e-9, 1 - 1e-9):
-        train, held_out = split(corpus(3), part)
-        assert train and held_out
-
-
-def test_a_single_document_is_cut_and_its_end_held_out():
-    train, held_out = split(Corpus([Document("a", "ä".encode() * 100)], []), 0.1)
-    assert train[0].text.decode() == "ä" * 90
-    assert held_out[0].text.decode() == "ä" * 10
-
-
-def test_stdlib_is_a_real_corpus_in_the_same_order_each_time():
-    one, two = (read_corpus(DataOptions()) for _ in range(2))
-    assert one.bytes > 5_000_000
-    assert one.digest == two.digest
-    assert any(document.name == "stdlib/json/decoder.py" for document in one.documents)
-    assert not any("site-packages" in document.name for document in one.documents)
-
-
-def test_folders_give_files_of_the_suffixes_and_say_what_they_left_out(lab: Path):
-    (lab / "text" / "image.png").write_bytes(b"\x89PNG")
-    (lab / "text" / "empty.txt").write_text("")
-    (lab / "text" / "latin.txt").write_bytes("Bär".encode("latin-1"))
-    found = read_corpus(DataOptions(source=(str(lab / "text"),)))
-    assert sorted(document.name for document in found.documents) == [f"text/{index}.txt" for index in range(8)]
-    assert found.left_out == [str(lab / "text" / "latin.txt")]
+@pytest.mark.parametrize("start", [0, 1, 37, 10_001])
+def test_batches_follow_from_the_position_alone(lab: Path, start: int):
+    """A run that goes on at row `start` needs nothing but that number."""
+    whole, resumed = opened(lab / "recipe.toml"), opened(lab / "recipe.toml")
+    before = torch.cat([whole.batch(at, 3).input_ids for at in range(start, start + 12, 3)])
+    for at, ids in enumerate(before):
+        assert (resumed.batch(start + at, 1).input_ids[0] == ids).all()
+    both = resumed.batch(start, 12)
+    assert (both.input_ids == before).all() and (both.targets == whole.batch(start, 12).targets).all()
 
 
 def test_batches_are_equal_for_equal_seeds(lab: Path):
@@ -92,7 +72,7 @@ def test_evaluation_divides_by_the_true_bytes_behind_the_targets(lab: Path, mask
         def evaluate(self, model, batch):
             return Loss(torch.zeros(()), {"next-token": torch.tensor(math.log(264), dtype=torch.float64)})
 
-    value = evaluate(None, Uniform(), data, 3, torch.device("cpu"))  # type: ignore[arg-type]
+    value = evaluate(None, Uniform(), data, 3, torch.device("cpu")).bits_per_byte  # type: ignore[arg-type]
     assert value == pytest.approx(math.log2(264) * len(counted) / text)
 
 
@@ -113,8 +93,12 @@ def test_bad_text_is_one_clear_message(lab: Path, tmp_path: Path):
 
 
 def test_an_unreadable_file_is_named(lab: Path, monkeypatch):
+    read = Path.read_bytes
+
     def refuse(self):
-        raise PermissionError(13, "Permission denied", str(self))
+        if self.suffix == ".txt":
+            raise PermissionError(13, "Permission denied", str(self))
+        return read(self)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     assert "cannot be read: Permission denied" in problem(lab / "recipe.toml")
@@ -123,3 +107,43 @@ def test_an_unreadable_file_is_named(lab: Path, monkeypatch):
 def test_a_model_without_room_for_the_end_token_is_named(lab: Path):
     assert "model.eos_token_id" in problem(lab / "recipe.toml", "model.eos_token_id=5")
     assert "the tokenizer has 256 tokens and the model 200" in problem(lab / "recipe.toml", "model.vocab_size=200")
+
+
+def test_everything_that_does_not_fit_is_said_at_once(lab: Path):
+    found = problem(
+        lab / "recipe.toml",
+        "data.source=[nowhere, gone.parquet]",
+        "data.tokenizer=nothing.json",
+        "data.sequence_length=5000",
+        "data.limit_bytes=3",
+    )
+    assert "no file or folder" in found and "nowhere" in found and "gone.parquet" in found
+    found = problem(lab / "recipe.toml", "data.tokenizer=nothing.json", "data.sequence_length=5000")
+    assert "no tokenizer that can be read" in found and "exceed the model's 4096 positions" in found
+
+
+def test_missing_sources_are_said_with_the_recipes_other_problems(lab: Path):
+    with pytest.raises(BestiaryError) as caught:
+        load_recipe(lab / "recipe.toml", set=["data.source=nowhere", "model.hidden_sizes=3"])
+    found = [str(found) for found in caught.value.problems]
+    assert any("data.source" in line and "nowhere" in line for line in found)
+    assert any("hidden_sizes" in line for line in found)
+
+
+def test_a_batch_outlives_the_file_it_was_read_from(lab: Path, tmp_path: Path):
+    """Batches are copies: nothing that a step changes reaches the cache."""
+    data = opened(lab / "recipe.toml")
+    before = data.batch(0, 2).input_ids.clone()
+    data.batch(0, 2).input_ids.zero_()
+    assert (data.batch(0, 2).input_ids == before).all()
+
+
+def test_a_digest_tells_apart_what_changes_batches_and_nothing_else(lab: Path):
+    recipe = lab / "recipe.toml"
+    base = opened(recipe).digest
+    assert base == opened(recipe, "data.cache=elsewhere").digest == opened(recipe, "data.suffixes=.txt").digest
+    changes = ["data.seed=1", "data.sequence_length=16", "data.mask_documents=true", "data.held_out=0.4", "data.fim_rate=0.1"]
+    digests = {opened(recipe, change).digest for change in changes}
+    assert len(digests | {base}) == len(changes) + 1
+    (lab / "text" / "0.txt").write_text("Another beast. " * 40)
+    assert opened(recipe).digest != base

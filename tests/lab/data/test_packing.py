@@ -1,4 +1,4 @@
-"""Rows and their order."""
+"""Rows."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.contracts import IGNORE
-from bestiary.lab.data.packing import Order, Rows, join
+from bestiary.lab.data.packing import Rows
 
 END = 300
 documents = st.lists(st.lists(st.integers(0, 255), min_size=1, max_size=20), min_size=1, max_size=12)
 
 
 def packed(texts, length, mask=False):
-    return Rows(join([np.array(text) for text in texts], END, END + 1), length, END, mask)
+    return Rows(np.concatenate([[*text, END] for text in texts]).astype(np.uint16), length, END, mask)
 
 
 @given(documents, st.integers(2, 9))
@@ -50,25 +50,3 @@ def test_a_batch_has_shifted_targets_and_no_segments_unless_masked():
     assert batch.targets.tolist() == [[2, 3, END], [4, 5, END]]
     assert batch.segments is None
     assert batch.input_ids.dtype == torch.int64
-
-
-def test_the_stream_takes_the_smallest_type_that_holds_the_vocabulary():
-    assert join([np.array([1])], 255, 256).dtype == np.uint8
-    assert join([np.array([1])], 256, 264).dtype == np.uint16
-    assert join([np.array([1])], 70_000, 70_001).dtype == np.uint32
-
-
-@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 5))
-def test_a_pass_reads_every_row_once(rows, batch_size, seed):
-    order = Order(rows, seed)
-    steps = -(-2 * rows // batch_size)
-    read = np.concatenate([order.take(step * batch_size, batch_size) for step in range(steps)])
-    assert sorted(read[:rows]) == list(range(rows))
-    assert sorted(read[rows : 2 * rows]) == list(range(rows))
-
-
-def test_order_follows_from_seed_and_step_alone():
-    assert (Order(100, 1).take(56, 8) == Order(100, 1).take(56, 8)).all()
-    assert (Order(100, 1).take(56, 8) != Order(100, 2).take(56, 8)).any()
-    passes = [np.concatenate([Order(16, 1).take(8 * step, 8) for step in pair]) for pair in ((0, 1), (2, 3))]
-    assert (passes[0] != passes[1]).any()
