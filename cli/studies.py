@@ -58,9 +58,9 @@ def ablate(
     from ..lab.studies.ablate import ablate as run
     from ..lab.studies.engines import open_engine
     from ..lab.studies.study import load_study
-    from ..lab.studies.tables import overview
+    from ..lab.studies.tables import brief
 
     done = run(load_study(study, set=set or []), out=out_folder, engine=open_engine(engine, jobs=jobs))
-    table = overview(done.runs, done.study.baseline)
-    print_rows("", list(table.header), [list(row) for row in table.rows], right=tuple(range(1, len(table.header))))
+    table = brief(done.runs, done.study.baseline)
+    print_rows("", list(table.header), [list(row) for row in table.rows], right=tuple(range(1, len(table.header) - 1)))
     out.print(f"report: {done.report}", soft_wrap=True)

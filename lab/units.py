@@ -31,7 +31,7 @@ def percent(value: float) -> str:
     >>> percent(0.0042)
     '+0.42 %'
     """
-    return f"{100 * value:+.2f} %".replace("-", "\N{MINUS SIGN}")
+    return f"{round(100 * value, 2) + 0.0:+.2f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _digits(value: float) -> str:

@@ -9,7 +9,17 @@ from .tables import NONE, Table
 
 def costs(scale: FullScale) -> Table:
     """Estimated GPU hours and money of every variant, as it is and at full scale."""
-    header = ("variant", "as here", "at full scale: parameters", "active", "FLOPs per token", "tokens", "GPU hours", "cost", "difference")
+    header = (
+        "variant",
+        "GPU time as here",
+        "at full scale: parameters",
+        "active",
+        "FLOPs per token",
+        "tokens",
+        "GPU hours",
+        "cost",
+        "difference",
+    )
     first = next(iter(scale.large.values()))
     assert isinstance(first, Large), "a study whose baseline does not fit the large model does not load"
     rows = []
@@ -52,4 +62,4 @@ def _hours(value: float) -> str:
 def _money(value: float | None, before: str = "") -> str:
     if value is None:
         return ""
-    return f"{before}${value / 1e6:,.3f}M" if value >= 1e6 else f"{before}${value:,.0f}" if value >= 10 else f"{before}${value:.1g}"
+    return f"{before}${value / 1e6:,.3f}M" if value >= 1e6 else f"{before}${value:,.2f}" if value >= 0.01 else ""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..style import COLOURS, STYLE
-from .reading import Axis, Band, Runs, band, held_out, last_with, violation
+from .reading import Axis, Band, Runs, band, last_with, violation
 from .statistics import Paired
 
 LABELS = {"tokens": "training tokens", "flops": "training FLOPs"}
@@ -16,17 +16,20 @@ MARKERS = "osD^vPX*"
 
 
 def held_out_curves(runs: Runs, axis: Axis) -> str:
-    """Held-out bits per byte against tokens or FLOPs: mean over seeds, and their range; runs that diverged end in a cross."""
+    """Held-out bits per byte against tokens or FLOPs: mean over seeds, and their range.
+
+    Where a run diverged there is a cross at the top.
+    """
 
     def draw(axes: Any) -> None:
         bands = {name: found for name, own in runs.items() if (found := band(own, "eval", lambda line: line.bits_per_byte, axis))}
         for index, name in enumerate(runs):
             if name in bands:
                 _band(axes, bands[name], index, name)
-            for run in runs[name].values():
-                if run.summary.status == "diverged" and (points := held_out(run, axis))[0]:
-                    axes.plot(*points, color=COLOURS[index % len(COLOURS)], linestyle=":", linewidth=1.2)
-                    axes.plot(points[0][-1], points[1][-1], color=COLOURS[index % len(COLOURS)], marker="x", markersize=9)
+            lost = [getattr(run.summary, axis) for run in runs[name].values() if run.summary.status == "diverged"]
+            if lost:
+                style = {"linestyle": "", "marker": "x", "markersize": 9, "markeredgewidth": 2, "color": COLOURS[index % len(COLOURS)]}
+                axes.plot(lost, [0.97] * len(lost), transform=axes.get_xaxis_transform(), label=f"{name}: diverged here", **style)
         axes.set_ylabel("bits per byte, held out")
         axes.set_ylim(*_limits(bands))
         _budget(axes, axis)
@@ -34,13 +37,13 @@ def held_out_curves(runs: Runs, axis: Axis) -> str:
     return _figure(draw)
 
 
-def differences(compared: Mapping[str, Paired], baseline: str) -> str:
-    """Each variant's difference to the baseline: the mean with its interval, and every seed as a dot."""
+def differences(compared: Mapping[str, Paired], order: Sequence[str]) -> str:
+    """Each variant's difference to the baseline, the first in `order`: the mean with its interval, and every seed as a circle."""
 
     def draw(axes: Any) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
-        for row, paired in enumerate(compared.values()):
-            colour = COLOURS[(row + 1) % len(COLOURS)]
+        for row, (name, paired) in enumerate(compared.items()):
+            colour = COLOURS[order.index(name) % len(COLOURS)]
             if paired.low is not None and paired.high is not None:
                 axes.plot([paired.low, paired.high], [row, row], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
             axes.plot(list(paired.differences.values()), [row] * paired.seeds, "o", color=colour, markersize=5, markerfacecolor="none")
@@ -49,13 +52,14 @@ def differences(compared: Mapping[str, Paired], baseline: str) -> str:
         axes.set_ylim(len(compared) - 0.5, -0.5)
         axes.grid(True, axis="x")
         axes.grid(False, axis="y")
-        axes.set_xlabel(f"bits per byte more than {baseline}; left is better")
+        axes.set_xlabel(f"bits per byte more than {order[0]}; left is better")
 
     return _figure(draw, height=1.1 + 0.45 * len(compared))
 
 
 def balance(runs: Runs) -> str | None:
     """MaxVio, mean over layers: of all steps between two evaluations as points, of single steps faintly; None without experts."""
+    from matplotlib.ticker import LogFormatter
 
     def draw(axes: Any) -> None:
         for index, name in enumerate(runs):
@@ -66,6 +70,8 @@ def balance(runs: Runs) -> str | None:
             if spans is not None:
                 _band(axes, spans, index, name)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
         axes.set_ylabel("MaxVio, mean over layers")
         _budget(axes, "tokens")
 
@@ -113,7 +119,8 @@ def expert_load(runs: Runs) -> str | None:
             width = max(len(row) for row in own)
             image = panel.imshow([row + [float("nan")] * (width - len(row)) for row in own], aspect="auto", cmap="PuOr_r", norm=norm)
             panel.set_yticks(range(len(own)), list(loads[name]))
-            panel.set_title(name, fontsize=10, loc="left")
+            ended = next(iter(runs[name].values())).summary.status
+            panel.set_title(name if ended == "finished" else f"{name} ({ended})", fontsize=10, loc="left")
             panel.set(xlabel="expert", ylabel="layer")
             panel.grid(False)
         for panel in panels[len(rows) :]:

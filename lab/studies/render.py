@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,13 +45,18 @@ def to_html(report: Report) -> str:
 
 def _html_section(section: Section) -> str:
     parts = [f"<h2>{html.escape(section.heading)}</h2>"]
-    parts += [f"<p>{html.escape(text)}</p>" for text in section.paragraphs]
+    parts += [f"<p>{_text(text)}</p>" for text in section.paragraphs]
     parts += [f"<figure>{svg}</figure>" for svg in section.figures.values()]
     if section.code:
         parts.append(f"<pre><code>{html.escape(section.code)}</code></pre>")
     parts += [_html_table(table) for table in section.tables]
-    parts += [f'<p class="note">{html.escape(text)}</p>' for text in section.notes]
+    parts += [f'<p class="note">{_text(text)}</p>' for text in section.notes]
     return "\n".join(parts)
+
+
+def _text(text: str) -> str:
+    """Words between backticks are code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 def _html_table(table: Table) -> str:

@@ -30,6 +30,7 @@ SEED_NOTE = (
 DIVERGED_NOTE = (
     "Differences are taken over the seeds that ended in both. Those that diverged are no part of them, which flatters a variant."
 )
+BAND_NOTE = "Lines are means over seeds, shades their range; here and below."
 EQUAL_NOTE = (
     "Read between evaluations by linear interpolation, at the largest budget that every run reached. A run that is read before "
     "its own end is read before its learning rate has fallen, to its disadvantage."
@@ -93,7 +94,7 @@ def compose(study: Study, runs: Runs, folder: Path) -> Report:
     """The report's content."""
     sections = [
         _result(study, runs),
-        Section("Held-out loss against tokens", figures={"tokens.svg": plots.held_out_curves(runs, "tokens")}),
+        Section("Held-out loss against tokens", figures={"tokens.svg": plots.held_out_curves(runs, "tokens")}, notes=[BAND_NOTE]),
         Section("Held-out loss against compute", figures={"flops.svg": plots.held_out_curves(runs, "flops")}),
         *_equal(runs, study.baseline),
         Section("Size and speed", tables=[sizes(runs)], notes=[SIZE_NOTE]),
@@ -112,7 +113,7 @@ def _result(study: Study, runs: Runs) -> Section:
     return Section(
         "Result",
         paragraphs=[text for text in (study.description, _setting(study, runs)) if text],
-        figures={"differences.svg": plots.differences(compared, study.baseline)} if compared else {},
+        figures={"differences.svg": plots.differences(compared, list(runs))} if compared else {},
         tables=[overview(runs, study.baseline)],
         notes=[*_divergences(runs), INTERVAL_NOTE if seeds > 1 else SEED_NOTE],
     )
@@ -179,12 +180,12 @@ def _source(recipe: Recipe) -> str:
 
 
 def _divergences(runs: Runs) -> list[str]:
-    found = [
-        f"{name}, seed {seed}, diverged after step {run.summary.steps}. {run.summary.message}"
-        for name, own in runs.items()
-        for seed, run in own.items()
-        if run.summary.status == "diverged"
-    ]
+    found = []
+    for name, own in runs.items():
+        lost = {seed: run.summary for seed, run in own.items() if run.summary.status == "diverged"}
+        if lost:
+            when = ", ".join(f"seed {seed} after step {summary.steps}" for seed, summary in lost.items())
+            found.append(f"{name}: {len(lost)} of {len(own)} runs diverged: {when}. {next(iter(lost.values())).message}")
     return [*found, DIVERGED_NOTE] if found else []
 
 

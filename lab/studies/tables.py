@@ -43,14 +43,21 @@ def overview(runs: Runs, baseline: str) -> Table:
     compared = compare(runs, baseline)
     rows = [
         (
-            f"{name} (baseline)" if name == baseline else name,
+            name,
             _counted(own),
             *_level(bits_per_byte(own)),
-            *(_difference(compared.get(name)) if name != baseline else (NONE, NONE, NONE)),
+            *(_difference(compared.get(name)) if name != baseline else (NONE, NONE, "baseline")),
         )
         for name, own in runs.items()
     ]
     return Table(header, rows)
+
+
+def brief(runs: Runs, baseline: str) -> Table:
+    """The same for a terminal."""
+    full = overview(runs, baseline)
+    kept = [index for index, heading in enumerate(full.header) if heading != "range"]
+    return Table(tuple(full.header[i] for i in kept), [tuple(row[i] for i in kept) for row in full.rows])
 
 
 def _counted(runs: Seeds) -> str:
