@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sysconfig
 import time
 from collections import Counter
@@ -167,10 +168,12 @@ def _unique(label: str, labels: Counter[str]) -> str:
 
 
 def _below(root: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    for path in sorted(root.rglob("*")):
-        inner = path.relative_to(root)
-        if path.name.endswith(suffixes) and not SKIPPED_FOLDERS.intersection(inner.parts) and path.is_file():
-            yield inner.as_posix(), path
+    """Names and paths of the files in a folder, always in the same order; links to folders are not followed."""
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(set(inner) - SKIPPED_FOLDERS)
+        for path in (Path(folder, name) for name in sorted(names) if name.endswith(suffixes)):
+            if path.is_file():
+                yield path.relative_to(root).as_posix(), path
 
 
 def _limited(documents: Iterator[Document], options: DataOptions) -> Iterator[Document]:

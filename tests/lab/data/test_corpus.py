@@ -50,6 +50,13 @@ def test_folders_give_files_of_the_suffixes_and_say_what_they_left_out(lab: Path
     assert corpus.left_out == [str(lab / "text" / "latin.txt")]
 
 
+def test_folders_inside_are_read_but_for_those_of_tools(tmp_path: Path):
+    for name in ("a/b/c.txt", "a/__pycache__/d.txt", ".git/e.txt", "b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert list(read(tmp_path)[0].values()) == ["b.txt", "a/b/c.txt"]
+
+
 @pytest.mark.parametrize("name", ["beasts.jsonl", "beasts.jsonl.gz"])
 def test_a_line_of_jsonl_is_a_document(tmp_path: Path, name: str):
     path = lines(tmp_path / name, {"text": "Bär"}, {"text": ""}, {"text": "two\nlines", "id": 3})

@@ -76,3 +76,36 @@ def test_a_folder_names_its_tokenizer_and_a_wrong_file_is_an_error(trained: Path
         open_tokenizer(str(tmp_path))
     with pytest.raises(BestiaryError, match="no tokenizer that can be read"):
         open_tokenizer(str(tmp_path / "nowhere"))
+
+
+def test_text_that_looks_like_a_special_token_stays_text(trained: Path):
+    """Otherwise a web page about tokenizers would end documents in its middle."""
+    assert Tokenizer.from_file(str(trained)).encode("<|end|>").ids == [0]
+    tokenizer = FileTokenizer(trained)
+    ids = tokenizer.encode([b"a<|end|>b"])[0].tolist()
+    assert 0 not in ids
+    assert "".join(map(tokenizer.inner.id_to_token, ids)) == "a<|end|>b"
+    assert tokenizer.lengths(b"a<|end|>b").sum() == 9
+
+
+def test_a_tokenizers_own_limits_do_not_shorten_documents(trained: Path, tmp_path: Path):
+    made = Tokenizer.from_file(str(trained))
+    made.enable_truncation(4)
+    made.enable_padding(length=8)
+    made.save(str(tmp_path / "tokenizer.json"))
+    short, long = FileTokenizer(tmp_path).encode([b"a", TEXT.encode()])
+    assert len(short) == 1
+    assert long.tolist() == Tokenizer.from_file(str(trained)).encode(TEXT).ids
+
+
+def test_a_hub_id_is_read_from_the_local_cache(trained: Path, tmp_path: Path, monkeypatch):
+    commit = "c" * 40
+    folder = tmp_path / "models--org--name"
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit / "tokenizer.json").write_bytes(trained.read_bytes())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert open_tokenizer("org/name").digest == FileTokenizer(trained).digest
+    with pytest.raises(BestiaryError, match=r"data\.tokenizer: org/other cannot be fetched"):
+        open_tokenizer("org/other")
