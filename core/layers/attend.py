@@ -2,8 +2,8 @@
 
 torch's CPU kernel does its products in fp32 vector code. For plain causal attention in bf16 the products are done here by
 blocks of queries as batched GEMMs, for which CPUs have bf16 instructions: 5 to 6 times faster. The
-probabilities are kept for the backward pass, `H * S^2 / 2` numbers a row, so that longer sequences go to torch's kernel
-while training.
+probabilities are kept for the backward pass, `H * S^2 / 2` numbers a row; of longer sequences they are computed again there, so
+that memory grows with S alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 QUERIES = 128
 """Queries in a block."""
 LONGEST = 2048
-"""Longest sequence whose probabilities are kept for a backward pass."""
+"""Longest sequence whose probabilities are kept for the backward pass."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None, causal: bool) -> Tensor:
@@ -31,8 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None
         mask: bool, broadcast to `[B, H, S, T]`, True where a query may look.
         causal: query i sees keys 0 to i; S equals T.
     """
-    blocked = causal and mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if blocked and (q.shape[2] <= LONGEST or not torch.is_grad_enabled()):
+    if causal and mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16:
         heads = q.shape[1] // k.shape[1]
         k, v = (t if heads == 1 else t.repeat_interleave(heads, dim=1) for t in (k, v))
         y = _BlockedCausal.apply(*(t.flatten(0, 1) for t in (q, k, v)), scale)
@@ -49,13 +48,12 @@ class _BlockedCausal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         q, out, kept = q * scale, v.new_empty(v.shape), []
-        mask = torch.full((QUERIES, QUERIES), float("-inf"), dtype=q.dtype).triu_(1)
+        keep = any(ctx.needs_input_grad) and q.shape[1] <= LONGEST
         for start, stop in _blocks(q.shape[1]):
-            score = torch.bmm(q[:, start:stop], k[:, :stop].contiguous().transpose(1, 2))
-            score[:, :, start:].add_(mask[: stop - start, : stop - start])
-            prob = score.softmax(dim=-1)
+            prob = _probabilities(q, k, start, stop)
             out[:, start:stop] = torch.bmm(prob, v[:, :stop])
-            kept.append(prob)
+            if keep:
+                kept.append(prob)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(q, k, v, *kept)
             ctx.scale = scale
@@ -66,7 +64,8 @@ class _BlockedCausal(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         q_grad = torch.empty_like(q)
         k_grad, v_grad = (torch.zeros_like(t, dtype=torch.float32) for t in (k, v))
-        for (start, stop), prob in zip(_blocks(q.shape[1]), kept, strict=True):
+        for block, (start, stop) in enumerate(_blocks(q.shape[1])):
+            prob = kept[block] if kept else _probabilities(q, k, start, stop)
             grad = grads[0][:, start:stop].contiguous()
             v_grad[:, :stop] += torch.bmm(prob.transpose(1, 2), grad)
             prob_grad = torch.bmm(grad, v[:, :stop].contiguous().transpose(1, 2))
@@ -74,6 +73,14 @@ class _BlockedCausal(torch.autograd.Function):
             q_grad[:, start:stop] = torch.bmm(score_grad, k[:, :stop])
             k_grad[:, :stop] += torch.bmm(score_grad.transpose(1, 2), q[:, start:stop])
         return q_grad.mul_(ctx.scale), k_grad.to(k.dtype), v_grad.to(v.dtype), None
+
+
+def _probabilities(q: Tensor, k: Tensor, start: int, stop: int) -> Tensor:
+    """`[N, stop - start, stop]` of a block of queries, which are scaled already."""
+    score = torch.bmm(q[:, start:stop], k[:, :stop].contiguous().transpose(1, 2))
+    mask = torch.full((stop - start, stop - start), float("-inf"), dtype=q.dtype).triu_(1)
+    score[:, :, start:].add_(mask)
+    return score.softmax(dim=-1)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

@@ -205,3 +205,22 @@ def test_blocked_bf16_attention_stays_near_float64_with_gradients(length, shared
     for one, other in zip(ours, exact, strict=True):
         assert one.dtype == torch.bfloat16
         assert (one.double() - other).norm() <= 0.02 * other.norm()
+
+
+def test_probabilities_that_are_computed_again_give_the_same_gradients_and_are_not_kept(monkeypatch):
+    length = 2 * QUERIES + 5
+    q, k, v = (random(1, 2, length, width, dtype=torch.bfloat16) for width in (16, 16, 8))
+    results, sizes = [], []
+    for longest in (length, length - 1):
+        monkeypatch.setattr("bestiary.core.layers.attend.LONGEST", longest)
+        results.append(gradients(lambda q, k, v: attend(q, k, v, scale=0.25, mask=None, causal=True), q, k, v))
+        sizes.append(0)
+
+        def count(tensor):
+            sizes[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            attend(*(t.requires_grad_() for t in (q, k, v)), scale=0.25, mask=None, causal=True)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert sizes[1] == q.numel() + k.numel() + v.numel() < sizes[0]
