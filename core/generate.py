@@ -40,16 +40,17 @@ def stream(
     model.eval()
     try:
         generator = None if sampling.seed is None else torch.Generator(input_ids.device).manual_seed(sampling.seed)
-        ends = _ends(model, sampling).to(input_ids.device)
+        ends = _ends(model, sampling)
         how = model, input_ids, length + max_new_tokens, sampling, generator
         decoder = Speculative(*how, speculation=speculation, ends=ends) if speculation else _Plain(*how)
-        done, last = torch.zeros(batch, dtype=torch.bool, device=input_ids.device), input_ids[:, -1]
+        done, last = [False] * batch, input_ids[:, -1]
         while max_new_tokens:
             for token in decoder.block(max_new_tokens, done).unbind(dim=1):
-                last, max_new_tokens = torch.where(done, last, token), max_new_tokens - 1
+                last = torch.where(torch.tensor(done, device=token.device), last, token) if any(done) else token
+                max_new_tokens -= 1
                 yield last
-                done = done | torch.isin(last, ends)
-                if done.all():
+                done = [over or new in ends for over, new in zip(done, last.tolist(), strict=True)]
+                if all(done):
                     return
     finally:
         model.train(was_training)
@@ -62,7 +63,7 @@ class _Plain:
         self.model, self.sampling, self.generator = model, sampling, generator
         self.cache, self.step = model.new_cache(len(input_ids), length), input_ids
 
-    def block(self, room: int, done: Tensor) -> Tensor:
+    def block(self, room: int, done: list[bool]) -> Tensor:
         """`[B, 1]`: the next token of every row."""
         normed = self.model.hidden(self.step, cache=self.cache).normed[:, -1]
         self.step = draw(self.model.logits(normed), self.sampling, self.generator)[:, None]
@@ -82,6 +83,6 @@ def _check_length(model: CausalLM, length: int, max_new_tokens: int) -> None:
         )
 
 
-def _ends(model: CausalLM, sampling: Sampling) -> Tensor:
+def _ends(model: CausalLM, sampling: Sampling) -> frozenset[int]:
     ends = sampling.eos_token_id if sampling.eos_token_id is not None else model.manifest.model.eos_token_id
-    return torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else ends, dtype=torch.int64)
+    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)

@@ -111,7 +111,7 @@ class Speculative:
         generator: torch.Generator | None,
         *,
         speculation: Speculation,
-        ends: Tensor,
+        ends: frozenset[int],
     ) -> None:
         """`length` is that of the longest sequence, prompt included; `ends` are the tokens that end a row."""
         self.model, self.sampling, self.generator = model, sampling, generator
@@ -120,7 +120,7 @@ class Speculative:
         self.cache, self.prompt = model.new_cache(len(input_ids), length), input_ids
         self.certain: tuple[Hidden, Tensor] | None = None
 
-    def block(self, room: int, done: Tensor) -> Tensor:
+    def block(self, room: int, done: list[bool]) -> Tensor:
         """The next 1 to `room` tokens of every row, `[B, N]`; what `done` rows get means nothing."""
         if self.certain is None:
             return self._prefill()
@@ -164,18 +164,22 @@ class Speculative:
         nothing = torch.zeros_like(p[:, 0])
         return judge(drafts, p, torch.stack((*q, nothing), dim=1), self.generator)
 
-    def _count(self, drafts: Tensor, fits: Tensor, done: Tensor) -> int:
-        """How many tokens the block gives: all rows must have accepted what comes before a token, or have ended."""
-        accepted = fits.cumprod(dim=1).bool()
-        ended = done[:, None].expand(-1, drafts.shape[1] + 1)
-        if len(self.ends):
-            ends = (accepted & torch.isin(drafts, self.ends)).cumsum(dim=1).bool()
-            ended = torch.cat((done[:, None], ends | done[:, None]), dim=1)
-        allowed = int((accepted | ended[:, :-1]).all(dim=0).sum()) + 1
-        count = min(allowed, int((~ended).any(dim=0).sum()))
-        if self.acceptance is not None and drafts.shape[1]:
-            live = ~ended[:, :-1]
-            self.acceptance.add(count, live.sum(dim=0).tolist(), (live & accepted).sum(dim=0).tolist())
+    def _count(self, drafts: Tensor, fits: Tensor, done: list[bool]) -> int:
+        """How many tokens the block gives: every row must have accepted what comes before the last, or have ended."""
+        places = drafts.shape[1]
+        drafted, accepted, limits, lengths = [0] * places, [0] * places, [], []
+        for guesses, right, over in zip(drafts.tolist(), fits.tolist(), done, strict=True):
+            if over:
+                continue
+            run = right.index(False) if False in right else places
+            end = next((place + 1 for place in range(run) if guesses[place] in self.ends), None)
+            (limits if end is None else lengths).append(run + 1 if end is None else end)
+            for place in range(end or places):
+                drafted[place] += 1
+                accepted[place] += place < run
+        count = min(limits) if limits else max(lengths)
+        if self.acceptance is not None and places:
+            self.acceptance.add(count, drafted, accepted)
         return count
 
 
