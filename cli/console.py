@@ -12,6 +12,8 @@ from rich.table import Table
 
 from ..core.errors import BestiaryError
 
+MANY = 7
+"""A table with more columns stands closer."""
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -33,10 +35,11 @@ def print_json(data: Any) -> None:
 
 
 def print_rows(title: str, headings: list[str], rows: list[list[str]], *, right: tuple[int, ...] = ()) -> None:
-    """A table; columns in `right` are set flush right."""
+    """A table; columns in `right` are set flush right and never broken, their headings only where they say so."""
     table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0) if len(headings) > MANY else (0, 1)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right)
     for row in rows:
         table.add_row(*(_escape(cell) for cell in row))
     out.print(table)

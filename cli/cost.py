@@ -73,19 +73,19 @@ def cost(
         f"{speed.tokens_per_second_per_gpu:,.0f} tokens/s per GPU in pre-training, MFU {_mfu(speed.mfu)}\n",
         soft_wrap=True,
     )
-    headings = ["estimate", "tokens", "sequence", "GFLOP a token", "FLOPs", "GPU hours", "days", "cost"]
+    headings = ["estimate", "tokens", "sequence", "GFLOP\na token", "FLOPs", "GPU\nhours", "days", "cost"]
     shown = len(headings) - (price is None)
     print_rows("", headings[:shown], [row[:shown] for row in _estimates(done)], right=tuple(range(1, 8)))
     if done.run:
-        headings = ["as published", "GPU hours", "days", "cost", "tokens/s per GPU", "MFU that this means"]
-        print_rows("", headings, _published(done), right=(1, 2, 3, 4))
+        headings = ["as published", "GPU\nhours", "days", "cost", "tokens/s\nper GPU", "MFU it\nmeans", "non-\ncausal", "of FP8\npeak"]
+        print_rows("", headings, _published(done), right=tuple(range(1, 8)))
         out.print(f"{done.run.gpus:,} x {done.run.gpu} at ${done.run.price:g} an hour; {done.run.source}", soft_wrap=True)
 
 
 def _estimates(budget: Budget) -> list[list[str]]:
     rows = []
     for phase in budget.phases:
-        rows += [_estimate(phase.name, part) for part in phase.parts] or [[phase.name, "not published", *[""] * 6]]
+        rows += [_estimate(phase.name, part) for part in phase.parts] or [[phase.name, "unknown", *[""] * 6]]
     without = f", without {', '.join(budget.left_out)}" if budget.left_out else ""
     return [
         *rows,
@@ -106,13 +106,19 @@ def _published(budget: Budget) -> list[list[str]]:
             _number(phase.days),
             _dollars(phase.money),
             _number(phase.tokens_per_second_per_gpu) if phase.tokens_per_second_per_gpu else "",
-            _mfu(phase.mfu) if phase.mfu else "",
+            *_shares(phase.mfu),
         ]
         for phase in budget.published
     ]
     assert budget.run is not None
     hours = budget.run.hours
-    return [*rows, ["together", _number(hours), _number(hours / budget.run.gpus / 24), _dollars(hours * budget.run.price), "", ""]]
+    return [*rows, ["together", _number(hours), _number(hours / budget.run.gpus / 24), _dollars(hours * budget.run.price), *[""] * 4]]
+
+
+def _shares(mfu: Utilisation | None) -> list[str]:
+    """MFU as Bestiary counts it, with full attention, and against the FP8 peak."""
+    shares = (mfu.causal_bf16, mfu.noncausal_bf16, mfu.causal_fp8) if mfu else (None,) * 3
+    return ["" if share is None else f"{share:.3f}" for share in shares]
 
 
 def _mfu(mfu: Utilisation) -> str:
@@ -165,8 +171,8 @@ def plan(
         print_json(done.table())
         return
     out.print(f"[bold]{done.manifest.name}[/] on {gpus:,} x {done.gpu.name}: {done.request.layout}, {schedule}\n", soft_wrap=True)
-    headings = ["rank", "layers", "in flight", "numbers", "parameters", "gradients", "optimizer", "activations", "together"]
-    print_rows("", headings, [_rank(rank) for rank in done.ranks], right=tuple(range(2, 9)))
+    headings = ["rank", "layers", "in\nflight", "numbers", "para-\nmeters", "gradi-\nents", "optim-\nizer", "activa-\ntions", "all"]
+    print_rows("", headings, [_rank(rank) for rank in done.ranks], right=tuple(range(1, 9)))
     for line in _verdict(done):
         out.print(line, soft_wrap=True)
 
