@@ -73,7 +73,7 @@ def cost(
         f"{speed.tokens_per_second_per_gpu:,.0f} tokens/s per GPU in pre-training, MFU {_mfu(speed.mfu)}\n",
         soft_wrap=True,
     )
-    headings = ["estimate", "tokens", "sequence", "GFLOP\na token", "FLOPs", "GPU\nhours", "days", "cost"]
+    headings = ["estimate", "tokens", "length", "GFLOP\na token", "FLOPs", "GPU\nhours", "days", "cost"]
     shown = len(headings) - (price is None)
     print_rows("", headings[:shown], [row[:shown] for row in _estimates(done)], right=tuple(range(1, 8)))
     if done.run:
@@ -127,7 +127,9 @@ def _mfu(mfu: Utilisation) -> str:
 
 
 def _dollars(money: float | None) -> str:
-    return "" if money is None else f"${money:,.0f}" if money >= 100 else f"${money:,.2f}"
+    if money is None:
+        return ""
+    return f"${money / 1e6:,.3f}M" if money >= 1e6 else f"${money:,.0f}" if money >= 100 else f"${money:,.2f}"
 
 
 def _number(value: float) -> str:

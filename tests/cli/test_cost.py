@@ -27,7 +27,7 @@ def bestiary(*arguments):
 def test_cost_shows_the_estimate_beside_the_published_figures():
     code, out, err = bestiary("cost", "deepseek-v3", "--tokens", "14.8T", "--gpu", "h800", "--price", "2")
     assert code == 0, err
-    for expected in ("260.65", "2,788,000", "$5,576,000", "1,543", "post-training"):
+    for expected in ("260.65", "2,788,000", "$5.576M", "1,543", "post-training"):
         assert expected in out
 
 
