@@ -21,9 +21,7 @@ def position_curves(losses: Mapping[str, PositionLoss], marks: Mapping[str, int]
         axes = figure.add_subplot()
         for index, (name, loss) in enumerate(losses.items()):
             middle = [(max(low, 1) * high) ** 0.5 for low, high in zip(loss.edges, loss.edges[1:], strict=False)]
-            axes.errorbar(
-                middle, loss.bits_per_byte, color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, linewidth=1.6, label=name
-            )
+            axes.plot(middle, loss.bits_per_byte, color=COLOURS[index % len(COLOURS)], marker="o", markersize=4, linewidth=1.6, label=name)
         for name, place in marks.items():
             axes.axvline(place, color="#999999", linewidth=0.9, linestyle="--")
             axes.annotate(name, (place, 1.0), xycoords=("data", "axes fraction"), xytext=(-3, -2), textcoords="offset points", **_MARK)
