@@ -28,6 +28,17 @@ def steps_of(amount: int | float, steps: int) -> int:
     return amount if isinstance(amount, int) else round(amount * steps)
 
 
+def due(amount: int | float, step: int, steps: int) -> bool:
+    """Whether something that happens every `amount` happens after step `step` of `steps`; never when 0.
+
+    Fractions divide the run evenly, so that the last time is its end.
+    """
+    if not amount:
+        return False
+    period = amount if isinstance(amount, int) else max(1.0, amount * steps)
+    return int(step / period + 1e-9) > int((step - 1) / period + 1e-9)
+
+
 def value_at(stairs: Sequence[Stair], tokens: int, budget: int) -> float:
     """The value that holds after `tokens` of `budget`; the first stair starts at 0."""
     return [value for start, value in stairs if _tokens(start, budget) <= tokens][-1]

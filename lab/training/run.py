@@ -12,7 +12,7 @@ from ...core.contracts import Batch
 from ...core.errors import BestiaryError
 from ...core.manifest import Manifest
 from ...registry.save import save
-from ..amount import steps_of
+from ..amount import due
 from ..checked import table
 from ..data.dataset import Data
 from ..options import Recipe
@@ -64,16 +64,16 @@ class Run:
 
     def go(self, interrupt: Interrupt, display: Display) -> None:
         """Steps, evaluations and checkpoints until the budget is used up, someone interrupts, or the run diverges."""
-        steps, every, saved = self.recipe.steps, self._every(self.recipe.log.eval_every), self._every(self.recipe.checkpoint.every)
+        steps, evaluated, saved = self.recipe.steps, self.recipe.log.eval_every, self.recipe.checkpoint.every
         display.show(self.last)
         while self.trainer.state.step < steps and not interrupt.requested:
             line = self._step()
             if line.kind == "skip" or line.step % self.recipe.log.every == 0 or line.step == steps:
                 self._write(line, display)
             ended = interrupt.requested or line.step == steps
-            if ended or (every and line.step % every == 0):
+            if ended or due(evaluated, line.step, steps):
                 self._evaluate(display)
-            if saved and (ended or line.step % saved == 0):
+            if saved and (ended or due(saved, line.step, steps)):
                 self._checkpoint()
             self.checkpoints.poll()
 
@@ -176,9 +176,6 @@ class Run:
                 f"{folder} holds an unfinished run of another recipe, model or data. Give another output folder, or --overwrite "
                 "(overwrite=True)."
             )
-
-    def _every(self, amount: int | float) -> int:
-        return max(1, steps_of(amount, self.recipe.steps)) if amount else 0
 
     def _save(self, name: str) -> None:
         save(self.trainer.state.model, self.folder / name)
