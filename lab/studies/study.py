@@ -89,7 +89,8 @@ def load_study(path: str | Path, *, set: Settings = ()) -> Study:
         raise BestiaryError(*dict.fromkeys(problems))
     variants = _variants(options, recipe, changes, tree, path)
     base = variants[options.baseline]
-    same = tuple(name for name, variant in variants.items() if name not in options.variants and variant is not base and variant == base)
+    swept = [name for name in variants if name not in options.variants and name != options.baseline]
+    same = tuple(name for name in swept if variants[name].same_as(base))
     kept = {name: variant for name, variant in variants.items() if name not in same}
     return Study(
         options.title or path.stem,

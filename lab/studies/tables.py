@@ -55,9 +55,16 @@ def overview(runs: Runs, baseline: str) -> Table:
 
 def brief(runs: Runs, baseline: str) -> Table:
     """The same for a terminal."""
-    full = overview(runs, baseline)
-    kept = [index for index, heading in enumerate(full.header) if heading != "range"]
-    return Table(tuple(full.header[i] for i in kept), [tuple(row[i] for i in kept) for row in full.rows])
+    header = ("variant", "runs", "bits per byte", "difference", "in words")
+    compared = compare(runs, baseline)
+    rows = []
+    for name, own in runs.items():
+        found = compared.get(name)
+        difference, _, words = _difference(found) if name != baseline else (NONE, NONE, "baseline")
+        if found is not None and found.high is not None:
+            difference += f" \N{PLUS-MINUS SIGN} {found.high - found.mean:.3f}"
+        rows.append((name, _counted(own), _level(bits_per_byte(own))[0], difference, words))
+    return Table(header, rows)
 
 
 def _counted(runs: Seeds) -> str:

@@ -29,10 +29,15 @@ class Variant:
 
     recipe: Recipe
     manifest: Manifest
-    changes: Tree = field(default_factory=dict, compare=False)
+    changes: Tree = field(default_factory=dict)
     """Of the model, what was solved for left out."""
-    rule: MatchOptions = field(default_factory=MatchOptions, compare=False)
-    matched: Matched | None = field(default=None, compare=False)
+    rule: MatchOptions = field(default_factory=MatchOptions)
+    matched: Matched | None = None
+
+    def same_as(self, other: Variant) -> bool:
+        """Whether both train the same model in the same way, however that is written."""
+        plainly = [one.recipe.model_copy(update={"set": {}}).model_dump() for one in (self, other)]
+        return plainly[0] == plainly[1] and self.manifest.digest == other.manifest.digest
 
 
 def make(recipe: Recipe, changes: Tree, rule: MatchOptions, baseline: Variant | None, folder: Path) -> Variant:

@@ -46,7 +46,8 @@ class Ray:
             try:
                 while running or (waiting and not interrupt.requested):
                     while waiting and len(running) < (self.jobs or len(jobs)) and not interrupt.requested:
-                        running[self._submit(waiting[0])] = waiting.pop(0)
+                        job = waiting.pop(0)
+                        running[self._submit(job)] = job
                     if interrupt.requested and not told:
                         told = self._cancel(running)
                     ended, _ = self.ray.wait(list(running), timeout=PAUSE)
@@ -105,6 +106,7 @@ class Ray:
 
 def train_there(recipe: Recipe, folder: Path, threads: int) -> int:
     """The task: trains in a process of its own, and passes on that it is cancelled."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # Ray's workers ignore it, which loses the exit code
     child = start(recipe, folder, progress=False, threads=threads)
     try:
         return child.wait()
