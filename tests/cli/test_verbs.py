@@ -160,6 +160,16 @@ def test_generate_continues_a_prompt_repeatably(trained):
     assert first[0] == 0 and first == second and first[1].strip()
 
 
+def test_generate_with_drafts_writes_the_same_text_and_says_what_was_accepted(trained):
+    folder, _ = trained
+    arguments = ("generate", "run/model", "-p", "the quick", "--max-new-tokens", "12", "--set", "precision.use=fp32")
+    plain, drafted = bestiary(*arguments, cwd=folder), bestiary(*arguments, "--speculative", "mtp", "--draft-tokens", "2", cwd=folder)
+    assert drafted[:2] == plain[:2] == (0, plain[1])
+    assert "tokens per pass of the model in" in drafted[2] and "drafted tokens accepted: " in drafted[2]
+    code, _, err = bestiary(*arguments, "--speculative", "mpt", cwd=folder)
+    assert code == 1 and "Did you mean 'mtp'?" in err
+
+
 def test_show_and_validate_read_a_trained_folder(trained):
     folder, _ = trained
     code, out, err = bestiary("show", "run/model", "--json", cwd=folder)
