@@ -162,6 +162,7 @@ def test_rows_that_ended_neither_hold_back_the_others_nor_count(make, monkeypatc
     ours = model.generate(right[:, :2], max_new_tokens=8, eos_token_id=0, speculative="mtp", draft_tokens=3, acceptance=acceptance)
     assert torch.equal(ours, right)
     assert acceptance.drafted == acceptance.accepted
+    assert (acceptance.passes, acceptance.tokens) == (2, 7)
 
 
 # Sampling
