@@ -22,6 +22,7 @@ from rich.table import Table
 import bestiary
 from benchmarks import limits, load
 from benchmarks.worker import CONTEXT, MODES, PROMPT, TRAIN_BATCH, TRAIN_LENGTH
+from bestiary.core.accounting import account
 from bestiary.core.manifest import Manifest
 
 ENGINES = {
@@ -87,15 +88,23 @@ def report(console: Console, manifest: Manifest, machine: limits.Limits, rates: 
         f"{torch.get_num_threads()} threads"
     )
     table = Table(title="tokens per second, deepseek-v3-mini, bf16", title_justify="left")
-    for heading in ("mode", "engine", "tokens/s", "of the limit", "ours is"):
+    for heading in ("mode", "engine", "tokens/s", "of the limit", "MFU", "non-causal", "ours is"):
         table.add_column(heading, justify="left" if heading in ("mode", "engine") else "right")
     for mode, engines in rates.items():
         limit = _limit(manifest, machine, mode)
         for engine, rate in engines.items():
             ratio = f"{engines['ours'] / rate:.2f} x" if engine != "ours" and "ours" in engines else ""
-            table.add_row(mode, engine, f"{rate:,.0f}", f"{rate / limit:.1%}", ratio)
+            table.add_row(mode, engine, f"{rate:,.0f}", f"{rate / limit:.1%}", *_mfu(manifest, machine, mode, rate), ratio)
         table.add_section()
     console.print(table)
+
+
+def _mfu(manifest: Manifest, machine: limits.Limits, mode: str, rate: float) -> list[str]:
+    """Counted training FLOPs as a share of the product rate: causal attention, and the full square; nothing but training has it."""
+    if not mode.startswith("train"):
+        return ["", ""]
+    figures = account(manifest, sequence_length=TRAIN_LENGTH)
+    return [f"{rate * flops / machine.flops:.1%}" for flops in (figures.flops_training, figures.flops_training_noncausal)]
 
 
 def report_loading(console: Console, loading: dict[str, dict[str, float]]) -> None:

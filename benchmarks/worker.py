@@ -44,6 +44,12 @@ class Ours:
 
         self.parallelism.step(self.model, Batch(ids[:, :-1], ids[:, 1:]))
 
+    def optimizer(self) -> Any:
+        """As DeepSeek-V3 trains: fp32 master weights, bf16 moments."""
+        from bestiary.lab.training.adamw import CompactAdamW
+
+        return CompactAdamW(self.model.parameters(), lr=1e-5, betas=(0.9, 0.95), eps=1e-8)
+
     def prefill(self, ids: torch.Tensor) -> Any:
         cache = self.model.new_cache(len(ids), ids.shape[1] + STEPS)
         self.model.logits(self.model.hidden(ids, cache=cache).normed[:, -1]).argmax(dim=-1)
@@ -72,6 +78,10 @@ class Transformers:
 
     def backward(self, ids: torch.Tensor) -> None:
         self.call(ids, labels=ids).loss.backward()
+
+    def optimizer(self) -> Any:
+        """bf16 weights and moments, torch's fused kernel."""
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
 
     def prefill(self, ids: torch.Tensor) -> Any:
         from transformers import DynamicCache, StaticCache
@@ -114,7 +124,7 @@ def run(engine: Any, mode: str) -> float:
 
 def _training_step(engine: Any, ids: torch.Tensor, *, with_optimizer: bool) -> Callable[[], None]:
     engine.model.train()
-    optimizer = torch.optim.AdamW(engine.model.parameters(), lr=1e-5, fused=True)
+    optimizer = engine.optimizer()
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .console import Set, err
-
-if TYPE_CHECKING:
-    import torch
 
 
 def generate(
@@ -30,12 +27,12 @@ def generate(
     from ..core.host import keep_freed_memory
     from ..core.speculate import Acceptance, Speculation
     from ..lab.text import find_tokenizer, stream
-    from ..registry.load import load
+    from ..registry.load import compute_dtype, load
 
     keep_freed_memory()
     text = sys.stdin.read() if prompt == "-" else prompt
     words = find_tokenizer(model, tokenizer)
-    loaded = load(model, set=set or [], dtype=_compute_dtype(model, set or []), progress=err.is_terminal)
+    loaded = load(model, set=set or [], dtype=compute_dtype(model, set=set or []), progress=err.is_terminal)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     speculation = Speculation(speculative, draft_tokens, Acceptance()) if speculative else None
     for piece in stream(loaded, words, text, max_new_tokens=max_new_tokens, speculation=speculation, **sampling):
@@ -44,11 +41,3 @@ def generate(
     sys.stdout.write("\n")
     if speculation:
         err.print(str(speculation.acceptance), style="dim", soft_wrap=True)
-
-
-def _compute_dtype(reference: str, set: list[str]) -> torch.dtype:
-    """Weights are kept in the dtype that the model computes in: master weights are for training."""
-    from ..registry.catalog import resolve
-
-    manifest = resolve(reference, set=set)
-    return manifest.precision.build(manifest.site).compute_dtype

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import BestiaryError, Problem
 from ..core.manifest import Manifest
-from .catalog import Settings, list_models
+from .catalog import Settings, list_models, resolve
 from .checkpoint import open_checkpoint
 from .plan import Plan, make_plan
 from .record import manifest_of, named
@@ -64,6 +64,12 @@ def load(
     _fill(model, plan, device, seed, threads, progress)
     model.load_report = make_report(folder, plan, time.perf_counter() - started)
     return model.eval()
+
+
+def compute_dtype(reference: str | Path, *, set: Settings = ()) -> torch.dtype:
+    """What the model of a checkpoint computes in. Loading in it halves memory and is faster; master weights are for training."""
+    manifest = resolve(str(reference), set=set)
+    return manifest.precision.build(manifest.site).compute_dtype
 
 
 def load_for_training(

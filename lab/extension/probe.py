@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...registry.load import load
+from ...registry.load import compute_dtype, load
 from ..data.dataset import Data
 from ..evaluation.needle import Retrieval, retrieval
 from ..evaluation.positions import Documents, PositionLoss, long_documents, loss_by_position
@@ -41,7 +41,7 @@ class Prober:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["digest"] == digest:
                 return Probe(name, PositionLoss.read(data["positions"]), Retrieval.read(data["needle"]))
-        model = load(weights, device=choose(self.device), set=changes)
+        model = load(weights, device=choose(self.device), set=changes, dtype=compute_dtype(weights, set=changes))
         positions = loss_by_position(model, self.documents)
         needle = retrieval(model, self.data.tokenizer, self.documents, self.options.needle)
         self.folder.mkdir(parents=True, exist_ok=True)
