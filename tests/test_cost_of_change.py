@@ -107,7 +107,8 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 loss = manifest.parallelism.build(manifest.site).step(model, Batch(ids[:, :-1], ids[:, 1:]))
 optimizer.step()
 print(json.dumps({
-    "loss": float(loss.total), "moved": float((model.lm_head.weight - before).abs().max()), "metrics": dict(model.after_step(lambda t: t)),
+    "loss": float(loss.total), "moved": float((model.lm_head.weight - before).abs().max()),
+    "metrics": {name: value for name, value in model.after_step(lambda t: t).items() if name.endswith("max_vio")},
     "distributions": distributions(manifest.components()), "origin": str(plugins().find("router", "hash").origin),
     "router": manifest.layers[-1].ffn.table()["router"],
 }))

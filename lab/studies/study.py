@@ -85,9 +85,12 @@ def load_study(path: str | Path, *, set: Settings = ()) -> Study:
     recipe, found = _recipe(options, tree, path, set)
     changes, wrong = _changes(options, tree, path)
     problems += [*found, *wrong]
-    if recipe is None or problems:
+    if recipe is None:
         raise BestiaryError(*dict.fromkeys(problems))
-    variants = _variants(options, recipe, changes, tree, path)
+    variants, found = _variants(options, recipe, changes, tree, path)
+    problems += found
+    if problems:
+        raise BestiaryError(*dict.fromkeys(problems))
     base = variants[options.baseline]
     swept = [name for name in variants if name not in options.variants and name != options.baseline]
     same = tuple(name for name in swept if variants[name].same_as(base))
@@ -140,12 +143,12 @@ def _changes(options: StudyOptions, tree: Tree, path: Path) -> tuple[dict[str, T
         problems += wrong
         problems += [_twice(name, path) for name in found if name in changes or name in swept]
         swept |= found
+    problems += [_unfit(name, path) for name in changes if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()]
     if options.baseline == "baseline":
         changes.setdefault("baseline", {})
     if options.baseline not in changes:
         problems.append(Problem(f"there is no variant '{options.baseline}'.", f"{path}: baseline", suggest(options.baseline, changes)))
         return changes, problems
-    problems += [_unfit(name, path) for name in changes if not name.replace("-", "").replace("_", "").replace(".", "").isalnum()]
     base = changes[options.baseline]
     if "match" in base:
         problems.append(
@@ -168,8 +171,10 @@ def _unfit(name: str, path: Path) -> Problem:
     return Problem("a variant names a folder: use letters, digits, '-', '_' and '.'.", f'{path}: variants."{name}"')
 
 
-def _variants(options: StudyOptions, recipe: Recipe, changes: Mapping[str, Tree], tree: Tree, path: Path) -> dict[str, Variant]:
-    """Every variant; the baseline is first, and the others are matched with it."""
+def _variants(
+    options: StudyOptions, recipe: Recipe, changes: Mapping[str, Tree], tree: Tree, path: Path
+) -> tuple[dict[str, Variant], list[Problem]]:
+    """Every variant; the baseline is first, and the others are matched with it, or only checked where it is not sound."""
     made: dict[str, Variant] = {}
     problems: list[Problem] = []
     for name, own in changes.items():
@@ -181,11 +186,7 @@ def _variants(options: StudyOptions, recipe: Recipe, changes: Mapping[str, Tree]
                 made[name] = make(recipe, own, rule, made.get(options.baseline), path.parent)
         except BestiaryError as error:
             problems += [_in_variant(problem, path, name) for problem in error.problems]
-        if name == options.baseline and problems:
-            break
-    if problems:
-        raise BestiaryError(*dict.fromkeys(problems))
-    return made
+    return made, problems
 
 
 def _rule(options: StudyOptions, tree: Tree, own: Tree) -> tuple[MatchOptions | None, list[Problem]]:

@@ -121,7 +121,7 @@ def _as_long(recipe: Recipe, tokens: float) -> Recipe:
     if round(tokens) == recipe.budget.tokens:
         return recipe
     train = recipe.train
-    if train.steps is not None:
+    if train.steps:
         steps = max(1, round(tokens / (train.batch_size * recipe.data.sequence_length)))
         return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps})})
     return recipe.model_copy(update={"train": train.model_copy(update={"tokens": max(1, round(tokens))})})

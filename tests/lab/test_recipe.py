@@ -108,26 +108,26 @@ def test_a_missing_recipe_is_named(tmp_path: Path):
 def test_a_study_puts_its_baseline_first_and_its_variants_on_top_of_the_recipe(lab: Path):
     (lab / "study.toml").write_text(STUDY)
     study = load_study(lab / "study.toml", set=["train.steps=2", "model.rms_norm_eps=1e-5"])
-    assert list(study.recipes) == ["base", "gqa"]
-    assert study.manifests["gqa"].layers[0].attention.use == "gqa"
-    assert study.manifests["base"].layers[0].attention.use == "mla"
-    assert {recipe.steps for recipe in study.recipes.values()} == {2}
-    assert {manifest.model.rms_norm_eps for manifest in study.manifests.values()} == {1e-5}
+    recipes = {name: variant.recipe for name, variant in study.variants.items()}
+    assert list(recipes) == ["base", "gqa"]
+    assert {name: recipe.manifest().layers[0].attention.use for name, recipe in recipes.items()} == {"base": "mla", "gqa": "gqa"}
+    assert {recipe.steps for recipe in recipes.values()} == {2}
+    assert {recipe.manifest().model.rms_norm_eps for recipe in recipes.values()} == {1e-5}
 
 
 def test_a_variant_may_undo_what_the_recipe_set(lab: Path, change):
     change("[data]", "[set]\nblock.attention.use = 'gqa'\nblock.attention.num_key_value_heads = 1\n[data]")
     (lab / "study.toml").write_text(STUDY.replace('use = "gqa"', 'use = "mla"'))
-    study = load_study(lab / "study.toml")
-    assert study.manifests["base"].layers[0].attention.use == "gqa"
-    assert study.manifests["gqa"].layers[0].attention.use == "mla", "and options of the component that is gone do not linger"
+    variants = load_study(lab / "study.toml").variants
+    assert variants["base"].recipe.manifest().layers[0].attention.use == "gqa"
+    assert variants["gqa"].recipe.manifest().layers[0].attention.use == "mla", "options of the component that is gone do not linger"
 
 
 def test_an_inline_recipe_is_a_recipe(lab: Path):
     body = (lab / "recipe.toml").read_text().replace("schema = 1", "").replace("[", "[recipe.").replace("[recipe.\n", "[\n")
     text = STUDY.replace('recipe = "recipe.toml"', "") + "[recipe]\n" + body
     (lab / "study.toml").write_text(text)
-    assert load_study(lab / "study.toml").recipes["base"].steps == 12
+    assert load_study(lab / "study.toml").variants["base"].recipe.steps == 12
 
 
 def test_everything_wrong_with_a_study_is_said_at_once(lab: Path):

@@ -149,13 +149,13 @@ def test_threads_and_progress(checkpoint: Path, threads: int, ids: Tensor) -> No
 def test_file_that_shrinks_between_plan_and_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bestiary.registry import load as module
 
-    build = module._build
+    fill = module._fill
 
     def cut(*args: object) -> object:
         os.truncate(checkpoint / "model.safetensors", 30_000)
-        return build(*args)
+        return fill(*args)
 
-    monkeypatch.setattr(module, "_build", cut)
+    monkeypatch.setattr(module, "_fill", cut)
     assert "the file ends inside of tensor" in error_of(lambda: bestiary.load(checkpoint))
 
 
