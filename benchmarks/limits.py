@@ -17,6 +17,10 @@ from bestiary.core.manifest import Manifest
 from bestiary.core.table import entries
 
 
+OPTIMIZER_BYTES = 20
+"""Of AdamW with fp32 weights and bf16 moments, for each parameter."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Best rates seen, per second."""
@@ -50,11 +54,11 @@ def measure() -> Limits:
 
 
 def training(manifest: Manifest, limits: Limits, *, length: int, optimizer: bool, tokens: int) -> float:
-    """Tokens per second of forward and backward, and AdamW (7 passes over fp32 arrays) if asked for."""
+    """Tokens per second of forward and backward, and AdamW if asked for: weights and two bf16 moments read and written, gradients read."""
     figures = account(manifest, sequence_length=length)
     seconds = tokens * figures.flops_training / limits.flops
     if optimizer:
-        seconds += 7 * 4 * figures.parameters / limits.copy
+        seconds += OPTIMIZER_BYTES * figures.parameters / limits.copy
     return tokens / seconds
 
 
