@@ -16,7 +16,6 @@ from bestiary.core.accounting import account, layer_cost
 from bestiary.core.manifest import Manifest
 from bestiary.core.table import entries
 
-
 OPTIMIZER_BYTES = 20
 """Of AdamW with fp32 weights and bf16 moments, for each parameter."""
 
