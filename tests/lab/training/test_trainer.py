@@ -246,7 +246,6 @@ def test_an_evaluation_tells_loads_specialisation_and_agreement(lab: Path):
 
 
 def test_metrics_reach_tensorboard(lab: Path):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     result = run(lab, "log.to=tensorboard")
