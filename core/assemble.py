@@ -159,4 +159,4 @@ def _check_shapes(model: CausalLM) -> None:
 
 
 def _built_in(part: Part) -> bool:
-    return all(inner.component.origin is not None and inner.component.origin.built_in for inner in nested(part))
+    return all(inner.component.origin is not None and inner.component.origin.built_in for _, inner in nested(part))

@@ -20,6 +20,8 @@ from .component import Component, Options, Part
 from .site import Site
 
 SCHEMA = 1
+MOST_LAYERS = 10_000
+"""A deeper model is a typing error, or an attack on memory."""
 
 
 class ModelOptions(Options):
@@ -27,7 +29,7 @@ class ModelOptions(Options):
 
     hidden_size: int = Field(gt=0)
     """Width of the residual stream (D)."""
-    num_hidden_layers: int = Field(gt=0)
+    num_hidden_layers: int = Field(gt=0, le=MOST_LAYERS)
     """Number of blocks, without those that an objective adds."""
     num_attention_heads: int = Field(gt=0)
     """Query heads per attention (H)."""
@@ -129,11 +131,16 @@ class Manifest:
 
     def components(self) -> list[Component[Any]]:
         """Every component that the model is made of, sub-slots included, each once."""
-        found: dict[int, Component[Any]] = {}
-        for _, part in self.parts():
-            for inner in nested(part):
-                found.setdefault(id(inner.component), inner.component)
-        return list(found.values())
+        return list(self.components_by_slot().values())
+
+    def components_by_slot(self) -> dict[str, Component[Any]]:
+        """The same, by `slot/name`."""
+        found: dict[str, Component[Any]] = {}
+        for path, part in self.parts():
+            slot = "objective" if path.startswith("objective.") else path.rpartition(".")[2]
+            for inner_slot, inner in nested(part, slot):
+                found.setdefault(f"{inner_slot}/{inner.use}", inner.component)
+        return found
 
     def table(self) -> dict[str, Any]:
         """The whole manifest with every default filled in; reading it back gives the same manifest."""
@@ -168,13 +175,13 @@ class Manifest:
         return {"model": self.model.table(), "block": {"at": at}, "precision": self.precision.table()}
 
 
-def nested(part: Part) -> Iterator[Part]:
-    """The part and those in its sub-slots."""
-    yield part
+def nested(part: Part, slot: str = "") -> Iterator[tuple[str, Part]]:
+    """The part and those in its sub-slots, each with the name of its slot."""
+    yield slot, part
     for name in type(part.options).model_fields:
         value = getattr(part.options, name)
         if isinstance(value, Part):
-            yield from nested(value)
+            yield from nested(value, name)
 
 
 def _canonical(data: Any) -> str:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from .component import Options, Part, SubSlot
 from .errors import BestiaryError, Problem, suggest
-from .manifest import SCHEMA, HubOptions, Layer, Manifest, ModelOptions, Setting
+from .manifest import MOST_LAYERS, SCHEMA, HubOptions, Layer, Manifest, ModelOptions, Setting
 from .plugins import Plugins
 from .plugins import plugins as installed_plugins
 from .slices import SLOTS, layer_tables
@@ -215,7 +215,7 @@ class _Resolver:
     def _raw_layer_count(self) -> int:
         """The number of layers although something else in `[model]` is wrong; 0 when it is what is wrong."""
         node = self._table("model").get("num_hidden_layers")
-        return node.value if isinstance(node, Leaf) and type(node.value) is int and node.value > 0 else 0
+        return node.value if isinstance(node, Leaf) and type(node.value) is int and 0 < node.value <= MOST_LAYERS else 0
 
     def _check_parts(self, manifest: Manifest) -> None:
         for path, part in manifest.parts():

@@ -30,6 +30,9 @@ def layer_tables(block: Tree, count: int) -> tuple[list[dict[str, Slot]], list[P
     owner: list[dict[str, str]] = [{} for _ in range(count)]
     tables = [{slot: Slot(f"block.{slot}", base[slot]) for slot in SLOTS} for _ in range(count)]
     at = _table(block.get("at"), "block.at", problems)
+    if len(at) > count > 0:
+        problems.append(Problem(f"there are {len(at):,} slices for {count} layers.", "block.at", "Write at most one slice a layer."))
+        return tables, problems
     for key, row in at.items():
         where = f'block.at."{key}"'
         row_table = _table(row, where, problems)

@@ -5,16 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from .errors import BestiaryError, Problem
 from .manifest import Manifest
 from .weights import Entry, Weight, norm
 
 ATTENTION, FFN = "self_attn", "mlp"
 """What the two slots of a block are called in parameter names."""
+MATRICES = 5_000_000
+"""Most matrices of experts that a model may stack; DeepSeek-V3 has 45,240. More is a mistake, or an attack on memory."""
 
 
 def entries(manifest: Manifest) -> list[Entry]:
-    """Every parameter and persistent buffer of the model, and every duplicate that the Hub stores, in saving order."""
-    return list(_entries(manifest))
+    """Every parameter and persistent buffer of the model, and every duplicate that the Hub stores, in saving order.
+
+    Raises:
+        BestiaryError: the model has more experts than any could have.
+    """
+    found, matrices = [], 0
+    for entry in _entries(manifest):
+        matrices += entry.weight.shape[0] if len(entry.weight.shape) > 2 else 0
+        if matrices > MATRICES:
+            fact = f"its layers have more than {MATRICES:,} matrices of experts, and no model has."
+            raise BestiaryError(Problem(fact, f"{manifest.name}: {entry.name}", "Lower n_routed_experts or num_hidden_layers."))
+        found.append(entry)
+    return found
 
 
 def _entries(manifest: Manifest) -> Iterator[Entry]:

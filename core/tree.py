@@ -25,6 +25,9 @@ class Leaf:
 
 Tree = dict[str, "Tree | Leaf"]
 
+DEEPEST = 32
+"""Levels of tables and lists that manifest data may have; nothing valid comes near."""
+
 
 def quote(key: str) -> str:
     """A key as TOML writes it in a dotted path."""
@@ -75,12 +78,29 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     """TOML text as data.
 
     Raises:
-        BestiaryError: it is not TOML; names the line.
+        BestiaryError: it is not TOML; names the line. Or it is nested deeper than any manifest.
     """
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        data = tomllib.loads(text)
+        deep = deeper_than(data, DEEPEST)
+    except (ValueError, OverflowError) as error:
         raise BestiaryError(f"{source}: this is not valid TOML: {error}. Mend the file at that place.") from error
+    except RecursionError:
+        deep = True
+    if deep:
+        raise BestiaryError(f"{source}: it is nested deeper than {DEEPEST} levels, and no manifest is. Write the file again.")
+    return data
+
+
+def deeper_than(data: Any, levels: int) -> bool:
+    """Whether tables and lists are nested more than `levels` deep."""
+    layer = [data]
+    for _ in range(levels + 1):
+        inner = [node.values() if isinstance(node, Mapping) else node for node in layer if isinstance(node, Mapping | list)]
+        if not inner:
+            return False
+        layer = [value for values in inner for value in values if isinstance(value, Mapping | list)]
+    return True
 
 
 def settings(items: Sequence[str] | Mapping[str, Any]) -> Tree:

@@ -7,7 +7,6 @@ a Hub id (`organisation/name[@revision]`). `extends` and the command line take t
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..core.manifest import Manifest
 from ..core.plugins import Plugins
 from ..core.resolve import resolve as resolve_chain
 from ..core.tree import Leaf, Tree, parse_toml, plant, settings
+from .safe_json import CONFIG, read_bytes, read_object
 
 MANIFESTS = Path(__file__).parent / "manifests"
 Settings = Sequence[str] | Mapping[str, Any]
@@ -104,14 +104,23 @@ def _looks_like_path(reference: str) -> bool:
 
 
 def _file(path: Path) -> Document:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BestiaryError(f"{path}: this file cannot be read as text: {error}.") from error
-    data = _json(text, path) if path.suffix == ".json" else parse_toml(text, _shown(path))
+    data = read_object(path) if path.suffix == ".json" else parse_toml(_text(path), _shown(path))
     if path.name == "config.json" or "model_type" in data:
         return _config(data, path)
-    return Document(str(data.get("name") or path.stem), plant(data.get("manifest", data), _shown(path)), path.parent)
+    manifest = data.get("manifest", data)
+    if not isinstance(manifest, Mapping):
+        raise BestiaryError(f"{path}: manifest: expected a table, found {type(manifest).__name__}. Fetch or write the file again.")
+    if path.name == "bestiary.json" and "extends" in manifest:
+        remedy = "Write its manifest out with `bestiary show --toml` where it can be read, and save again."
+        raise BestiaryError(Problem("a manifest that travels with weights is complete, and this one extends another.", str(path), remedy))
+    return Document(str(data.get("name") or path.stem), plant(manifest, _shown(path)), path.parent)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path, CONFIG, "Write the file again.").decode()
+    except UnicodeDecodeError as error:
+        raise BestiaryError(f"{path}: this file is no text in UTF-8: {error}. Write the file again.") from error
 
 
 def _folder(path: Path) -> Document:
@@ -139,16 +148,6 @@ def _config(data: dict[str, Any], path: Path) -> Document:
     from .hub_config import manifest_from_config
 
     return Document(path.parent.name, plant(manifest_from_config(data, str(path)), str(path)), path.parent)
-
-
-def _json(text: str, path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BestiaryError(f"{path}: this is not valid JSON: {error}. Fetch or write the file again.") from error
-    if not isinstance(data, dict):
-        raise BestiaryError(f"{path}: expected a JSON object, found {type(data).__name__}.")
-    return data
 
 
 def _shown(path: Path) -> str:

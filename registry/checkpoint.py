@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os.path
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..core.errors import BestiaryError, Problem
 from .header import AGAIN, Stored, read_header
+from .safe_json import INDEX as LONGEST_INDEX
+from .safe_json import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -68,11 +70,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Stored]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        data = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BestiaryError(f"{index}: this is no JSON: {error}. {AGAIN}") from error
-    table = data.get("weight_map") if isinstance(data, dict) else None
+    table = read_object(index, most=LONGEST_INDEX, remedy=AGAIN).get("weight_map")
     if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
         raise BestiaryError(f"{index}: there is no table `weight_map` from tensors to files in it. {AGAIN}")
     return table
@@ -85,6 +83,6 @@ def _inside(folder: Path, index: Path, name: str) -> Path:
     if leaves or path.suffix != ".safetensors":
         fact = f"it names the file '{name}', and shards are .safetensors files inside its folder."
         raise BestiaryError(Problem(fact, str(index), "Do not use this checkpoint unless you know who made it."))
-    if not (folder / path).is_file():
+    if not os.path.isfile(folder / path):
         raise BestiaryError(Problem(f"the shard '{name}' is missing.", str(index), "Fetch it; the download was perhaps cut off."))
     return folder / path

@@ -6,17 +6,22 @@ start of the data, and tensors cover it without gaps.
 
 from __future__ import annotations
 
-import json
 import math
+import reprlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import BestiaryError
 from .dtypes import SIZES
+from .safe_json import parse_object
 
 LONGEST = 100_000_000
 """Bytes of the longest header that safetensors itself accepts."""
+
+DIMENSIONS = 64
+"""Most dimensions that a tensor of torch can have."""
 
 AGAIN = "The file is damaged or incomplete: fetch it again."
 
@@ -41,6 +46,8 @@ def read_header(file: Path) -> list[Stored]:
         BestiaryError: the file is truncated, or its header is not what the format prescribes.
     """
     try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise BestiaryError(f"{file}: this is no regular file. {AGAIN}")
         with file.open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
@@ -58,28 +65,18 @@ def read_header(file: Path) -> list[Stored]:
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise BestiaryError(f"{file}: its header is no JSON: {str(error)[:200]}. {AGAIN}") from error
-    if not isinstance(header, dict):
-        raise BestiaryError(f"{file}: its header is no JSON object. {AGAIN}")
-    return header
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return table
+        return parse_object(text)
+    except ValueError as error:
+        raise BestiaryError(f"{file}: its header is no JSON: {error}. {AGAIN}") from error
 
 
 def _tensor(file: Path, name: str, entry: Any, start: int) -> Stored:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if dtype in SIZES:
             counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape)
-            if counts and begin >= 0 and end - begin == math.prod(shape) * SIZES[dtype]:
+            if counts and len(shape) <= DIMENSIONS and begin >= 0 and end - begin == math.prod(shape) * SIZES[dtype]:
                 return Stored(file, name, dtype, tuple(shape), start + begin, end - begin)
-    raise BestiaryError(f"{file}: tensor {name}: dtype, shape and offsets do not fit together: {str(entry)[:200]}. {AGAIN}")
+    raise BestiaryError(f"{file}: tensor {name}: dtype, shape and offsets do not fit together: {reprlib.repr(entry)}. {AGAIN}")
 
 
 def _check_cover(file: Path, tensors: list[Stored], start: int, size: int) -> None:

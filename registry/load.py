@@ -34,6 +34,7 @@ def load(
     init: Sequence[str] = (),
     seed: int = 0,
     threads: int | None = None,
+    locked: bool = False,
     progress: bool = False,
 ) -> CausalLM:
     """A model with the weights of a checkpoint, in evaluation mode; `model.load_report` says what was taken from where.
@@ -48,6 +49,7 @@ def load(
             patterns on parameter names. Nothing is initialised that is not named here.
         seed: of those fresh weights.
         threads: how many read at once; as many as there are processors, at most 8, by default.
+        locked: refuse other versions of the plugins than those that `bestiary.json` names, instead of warning.
         progress: show a bar.
 
     Raises:
@@ -57,7 +59,7 @@ def load(
 
     started = time.perf_counter()
     folder, name = _folder(str(reference))
-    manifest = named(manifest_of(folder, set=set), name)
+    manifest = named(manifest_of(folder, set=set, locked=locked), name)
     stored_as = manifest_of(folder) if set else manifest
     plan = make_plan(manifest, open_checkpoint(folder), stored_as=stored_as, dtype=dtype, init=init)
     model = assemble(manifest, device="meta", dtype=plan.compute_dtype)

@@ -118,7 +118,8 @@ def group_check(options: SigmoidGroupOptions | SoftmaxGroupOptions, site: Router
     if isinstance(options, SoftmaxOptions):
         yield from softmax_check(options, site)
     if experts % groups:
-        yield f"n_group = {groups} does not divide {experts} experts. Use one of {[n for n in range(1, experts + 1) if experts % n == 0]}."
+        fitting = [n for n in range(1, min(experts, 64) + 1) if experts % n == 0]
+        yield f"n_group = {groups} does not divide {experts} experts. Use one of {fitting}."
     elif kept > groups:
         yield f"topk_group = {kept} exceeds n_group = {groups}. Use at most {groups}."
     elif kept * (experts // groups) < k:

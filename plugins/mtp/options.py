@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class MTPOptions(Options):
-    depth: int = Field(default=1, gt=0)
+    depth: int = Field(default=1, gt=0, le=1_000)
     """Tokens predicted beyond the next one, each with a block of its own."""
     weight: float = Field(default=0.3, ge=0)
     """Lambda: weight of the mean over depths in the total loss (0.3 for DeepSeek-V3's first 10T tokens, then 0.1)."""

@@ -15,10 +15,7 @@ from .rules import Inexpressible, Values
 def dense_layers(count: int, first_dense: int, freq: int) -> list[str]:
     """The dense layers of `count` as disjoint slices for `block.at`."""
     rows = [f"0:{min(first_dense, count)}"] if first_dense else []
-    for rest in range(1, freq):
-        start = next(i for i in range(first_dense, first_dense + freq) if i % freq == rest)
-        if start < count:
-            rows.append(f"{start}::{freq}")
+    rows += [f"{start}::{freq}" for start in range(first_dense, min(first_dense + freq, count)) if start % freq]
     return rows
 
 

@@ -170,16 +170,6 @@ def test_edited_manifest_does_not_pass_for_the_original(checkpoint: Path) -> Non
     assert bestiary.load(checkpoint).manifest.layers[-1].ffn.table()["router"]["routed_scaling_factor"] == 2.0
 
 
-def test_manifest_of_a_plugin_that_is_not_installed(checkpoint: Path) -> None:
-    def edit(record: dict) -> None:
-        record["manifest"]["block"]["attention"] = {"use": "hyper-attention"}
-        record["distributions"]["bestiary-hyper"] = "1.2"
-
-    edit_json(checkpoint / "bestiary.json", edit)
-    message = error_of(lambda: bestiary.load(checkpoint))
-    assert "hyper-attention" in message and "pip install bestiary-hyper==1.2" in message
-
-
 def test_tied_head_that_differs_from_the_embedding(tmp_path: Path) -> None:
     tied = LLAMA | {"model": LLAMA["model"] | {"tie_word_embeddings": True}}
     bestiary.save(fresh(tied), tmp_path / "tied")
