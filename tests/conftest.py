@@ -39,12 +39,14 @@ os.environ["BESTIARY_CACHE"] = _cache.name
 if "PYTEST_XDIST_WORKER" in os.environ:  # for what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from tests.hub.hub import Hub  # noqa: E402
 
 torch.set_num_threads(1)  # tensors are tiny here, and threads of several processes would wait for one another
 settings.register_profile("bestiary", deadline=None, derandomize=True)
@@ -105,3 +107,11 @@ def packed() -> Callable[..., Any]:
         return Batch(tokens[:, :-1], targets, documents)
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on this machine, empty, for one test."""
+    running = Hub(tmp_path)
+    yield running
+    running.close()
