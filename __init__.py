@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .registry.catalog import list_models, resolve
     from .registry.create import create_model
     from .registry.load import load
+    from .registry.load_rank import load_rank
+    from .registry.pull import pull
     from .registry.save import save
 
 _HOME = {
@@ -24,11 +26,13 @@ _HOME = {
     "list_components": "core.plugins",
     "list_models": "registry.catalog",
     "load": "registry.load",
+    "load_rank": "registry.load_rank",
+    "pull": "registry.pull",
     "resolve": "registry.catalog",
     "save": "registry.save",
 }
 
-__all__ = ["BestiaryError", "create_model", "list_components", "list_models", "load", "resolve", "save"]
+__all__ = ["BestiaryError", "create_model", "list_components", "list_models", "load", "load_rank", "pull", "resolve", "save"]
 
 
 def __getattr__(name: str) -> Any:

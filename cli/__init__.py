@@ -7,8 +7,12 @@ import sys
 
 def main() -> None:
     """Runs the command line: exit code 0, 1 for input that cannot be used, 2 for wrong usage."""
+    import warnings
+
     from .app import app
-    from .console import report_error
+    from .console import report_error, report_warning
+
+    warnings.showwarning = report_warning
 
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]

@@ -30,6 +30,12 @@ def report_error(error: BestiaryError) -> None:
         err.print(f"[bold red]error:[/] {_escape(str(problem))}", soft_wrap=True)
 
 
+def report_warning(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """What Bestiary warns of, as one line on standard error; warnings of libraries are for their developers."""
+    if category is UserWarning:
+        err.print(f"[bold yellow]warning:[/] {_escape(str(message))}", soft_wrap=True)
+
+
 def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, default=str))
 

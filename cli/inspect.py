@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .console import Json, Reference, Set, engineering, flops, octets, out, print_json, print_rows
+from .hub import list_hub
 
 if TYPE_CHECKING:
     from ..core.accounting import Account
@@ -15,8 +17,16 @@ if TYPE_CHECKING:
     from ..registry.layout import Published
 
 
-def list_(pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*", json: Json = False) -> None:
-    """Lists the models of the catalog."""
+def list_(
+    pattern: Annotated[str, typer.Argument(help="A shell pattern.")] = "*",
+    hub: Annotated[str | None, typer.Option(help="Search the Hub for these words instead.", metavar="WORDS")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="With --hub: repositories to show.")] = 20,
+    json: Json = False,
+) -> None:
+    """Lists the models of the catalog, or of the Hub."""
+    if hub is not None:
+        list_hub(hub, limit, json)
+        return
     from ..core.accounting import account
     from ..registry.catalog import list_models, resolve
 
@@ -48,17 +58,24 @@ def show(
     """Shows what a model is made of and what it costs, without its weights."""
     from ..core.accounting import account
     from ..registry.catalog import resolve
+    from ..registry.indexed import holdings
     from ..registry.layout import published
 
     manifest = resolve(model, set=set or [])
     figures, tensors = account(manifest, sequence_length=sequence_length), published(manifest)
+    found = holdings(model) if not set else None
     if json:
         stored = {"tensors": len(tensors), "bytes": sum(tensor.nbytes for tensor in tensors)}
-        print_json({"name": manifest.name, "digest": manifest.digest, **figures.table(), "published": stored, "manifest": manifest.table()})
+        table = {"name": manifest.name, "digest": manifest.digest, **figures.table(), "published": stored, "manifest": manifest.table()}
+        print_json(table | ({"stored": asdict(found)} if found else {}))
         return
     out.print(f"[bold]{manifest.name}[/]  {manifest.description}\n")
     print_rows("", ["slot", "component", "options"], _parts(manifest))
-    print_rows("", ["figure", "", "what it counts"], _figures(figures, tensors), right=(1,))
+    rows = _figures(figures, tensors)
+    if found:
+        commit = f" at commit {found.commit[:12]}" if found.commit else ""
+        rows.append(["tensors there", f"{found.tensors:,}", f"{found.nbytes:,} bytes in {found.files:,} safetensors files{commit}"])
+    print_rows("", ["figure", "", "what it counts"], rows, right=(1,))
     out.print(f"digest {manifest.digest}")
 
 

@@ -1,7 +1,8 @@
 """Finds manifests: in the catalog, in files and folders, and on the Hub.
 
-A reference is a catalog name (`deepseek-v3`), a path (`./ablate.toml`, or a folder with `bestiary.json` or `config.json`), or
-a Hub id (`organisation/name[@revision]`). `extends` and the command line take the same references.
+A reference is a catalog name (`deepseek-v3`), a path (`./ablate.toml`, or a folder with `bestiary.json` or `config.json`), a
+Hub id (`organisation/name[@revision]`), or a `file:` registry (`file:path[@revision]`). `extends` and the command line take the
+same references.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..core.manifest import Manifest
 from ..core.plugins import Plugins
 from ..core.resolve import resolve as resolve_chain
 from ..core.tree import Leaf, Tree, parse_toml, plant, settings
+from .repository import FILE, open_repository
 from .safe_json import CONFIG, read_bytes, read_object
 
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -65,6 +67,8 @@ def find(reference: str, folder: Path) -> Document:
     """
     if reference in _catalog():
         return _file(MANIFESTS / f"{reference}.toml")
+    if reference.startswith(FILE):
+        return _repository(reference)
     path = (folder / Path(reference).expanduser()).resolve()
     if path.is_dir():
         return _folder(path)
@@ -73,7 +77,7 @@ def find(reference: str, folder: Path) -> Document:
     if _looks_like_path(reference):
         raise BestiaryError(f"There is no file {path}. Give the path of a manifest, or one of the names that `bestiary list` prints.")
     if "/" in reference:
-        return _hub(reference)
+        return _repository(reference)
     raise BestiaryError(f"No model is called '{reference}'. {suggest(reference, _catalog())}")
 
 
@@ -133,14 +137,13 @@ def _folder(path: Path) -> Document:
     )
 
 
-def _hub(reference: str) -> Document:
-    from .hub import fetch
-
+def _repository(reference: str) -> Document:
+    repository = open_repository(reference)
+    held = {file.path for file in repository.files()}
     for name in ("bestiary.json", "config.json"):
-        path = fetch(reference, name)
-        if path is not None:
-            document = _file(path)
-            return Document(reference.partition("@")[0].rpartition("/")[2], document.tree, path.parent)
+        if name in held:
+            document = _file(repository.fetch([name]) / name)
+            return Document(repository.name, document.tree, document.folder)
     raise BestiaryError(f"{reference} holds neither bestiary.json nor config.json, so it is no model that can be assembled.")
 
 

@@ -7,6 +7,7 @@ whatever the checkpoint looks like.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,8 @@ def fill(reads: Sequence[Read], parameters: Mapping[str, Tensor], *, threads: in
         try:
             straight: list[Straight] = []
             for read in batch:
-                span = _span(parameters[read.target], read.region) if read.op == "copy" and read.target in memory else None
+                plain = read.op == "copy" and read.columns is None and read.target in memory
+                span = _span(parameters[read.target], read.region) if plain else None
                 if span is None:
                     reader.read(read, parameters[read.target].detach()[read.region])
                 else:
@@ -160,6 +162,8 @@ class _Reader:
     def read(self, read: Read, out: Tensor) -> None:
         if read.op == "dequantise":
             self._dequantise(read, out)
+        elif read.columns is not None:
+            self._columns(read, out)
         else:
             self._through_buffer(read.source, out)
 
@@ -212,20 +216,46 @@ class _Reader:
         assert read.scale is not None
         scale = self._whole(read.scale)
         check_scales(scale, read.scale.name, str(read.scale.file))
-        height, columns = read.block[0], out.shape[-1]
+        height, columns = read.block[0], read.columns or (0, out.shape[-1])
         matrices = zip(out.view(-1, *out.shape[-2:]), scale.view(-1, *scale.shape[-2:]), strict=True)
-        start = 0
+        row = 0
         for matrix, blocks in matrices:
-            for rows, factors in zip(matrix.split(height), spread_columns(blocks, read.block, columns), strict=True):
-                scratch = self._scratch(rows.numel())
-                self.bytes(read.source, start, _bytes(scratch))
-                dequantise(scratch.view(torch.float8_e4m3fn).view(rows.shape), factors, rows)
-                start += rows.numel()
+            spread = spread_columns(blocks, read.block, read.source.shape[-1])[:, columns[0] : columns[1]]
+            for rows, factors in zip(_block_rows(matrix, height, read.skip), spread, strict=True):
+                stored = self._rows(read, row, len(rows))
+                dequantise(stored.view(torch.float8_e4m3fn).view(rows.shape), factors, rows)
+                row += len(rows)
+
+    def _columns(self, read: Read, out: Tensor) -> None:
+        dtype = getattr(torch, FLOATS[read.source.dtype])
+        row = 0
+        for rows in out.split(max(1, BUFFER // (out.shape[-1] * dtype.itemsize))):
+            rows.copy_(self._rows(read, row, len(rows)).view(dtype).view(rows.shape))
+            row += len(rows)
+
+    def _rows(self, read: Read, first: int, count: int) -> Tensor:
+        """The bytes of some rows, of the columns that are read, one row after the other."""
+        width = read.source.shape[-1]
+        size = read.source.nbytes // (math.prod(read.source.shape[:-1]) * width)
+        start, stop = read.columns or (0, width)
+        scratch = self._scratch(count * (stop - start) * size)
+        if read.columns is None:
+            self.bytes(read.source, first * width * size, _bytes(scratch))
+            return scratch
+        for index, row in enumerate(scratch.view(count, -1)):
+            self.bytes(read.source, ((first + index) * width + start) * size, _bytes(row))
+        return scratch
 
     def _whole(self, source: Stored) -> Tensor:
         tensor = torch.empty(source.shape, dtype=getattr(torch, FLOATS[source.dtype]))
         self.bytes(source, 0, _bytes(tensor))
         return tensor
+
+
+def _block_rows(matrix: Tensor, height: int, skip: int) -> list[Tensor]:
+    """The rows of each FP8 block, when the first block lacks its first `skip` rows."""
+    first = min(height - skip, len(matrix))
+    return [matrix[:first], *(matrix[first:].split(height) if first < len(matrix) else ())]
 
 
 def _pieces(out: Tensor, most: int) -> Iterator[Tensor]:

@@ -57,6 +57,16 @@ def read_header(file: Path) -> list[Stored]:
             text = stream.read(length)
     except OSError as error:
         raise BestiaryError(f"{file}: this file cannot be read: {error.strerror}. Check that it exists and may be read.") from error
+    return parse_header(file, text, size)
+
+
+def parse_header(file: Path, text: bytes, size: int) -> list[Stored]:
+    """The tensors of a header of `text`, in a file of `size` bytes that need not be here.
+
+    Raises:
+        BestiaryError: as `read_header`.
+    """
+    length = len(text)
     tensors = [_tensor(file, name, entry, 8 + length) for name, entry in _parse(file, text).items() if name != "__metadata__"]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(file, tensors, 8 + length, size)

@@ -1,13 +1,99 @@
-"""Files of a Hub repository, through huggingface_hub and its cache."""
+"""Repositories of the Hugging Face Hub, through its own client and cache."""
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import BestiaryError
+from .hub_errors import explained, persistent
+from .repository import RemoteFile
 
-WEIGHTS = ("config.json", "generation_config.json", "bestiary.json", "model*.safetensors", "model.safetensors.index.json")
-"""The files of a repository that loading may need."""
+
+class HubRepository:
+    """`organisation/name[@revision]` at one commit.
+
+    Raises:
+        BestiaryError: there is no such repository or revision, or neither Hub nor cache knows the revision.
+    """
+
+    def __init__(self, reference: str, *, offline: bool = False) -> None:
+        from huggingface_hub import HfApi, constants
+
+        self.reference, self.offline = reference, offline or constants.HF_HUB_OFFLINE
+        self.id, _, revision = reference.partition("@")
+        self.name = self.id.rpartition("/")[2]
+        self.api = HfApi()
+        with explained(f"'{reference}'"):
+            found = persistent(lambda: self.api.resolve_revision(self.id, revision=revision or None, local_files_only=self.offline))
+            self.commit = found.resolved
+
+    def files(self) -> list[RemoteFile]:
+        return list(self._files.values())
+
+    @cached_property
+    def _files(self) -> dict[str, RemoteFile]:
+        if self.offline:
+            folder = self._cached()
+            return {f.path: f for f in _listed(folder)} if folder else {}
+        from huggingface_hub.hf_api import RepoFile
+
+        with explained(f"'{self.reference}'"):
+            tree = list(self.api.list_repo_tree(self.id, recursive=True, revision=self.commit))
+        found = {}
+        for file in tree:
+            if isinstance(file, RepoFile):
+                sums = {"sha256": file.lfs.sha256} if file.lfs else {"sha1": file.blob_id}
+                found[file.path] = RemoteFile(file.path, file.size, **sums)
+        return found
+
+    def fetch(self, paths: Iterable[str], *, to: Path | None = None, progress: bool = False) -> Path:
+        from huggingface_hub import snapshot_download
+
+        wanted = [glob.escape(path) for path in paths]
+        if self.offline:
+            self._check_cached(paths)
+        options: dict[str, Any] = {"revision": self.commit, "allow_patterns": wanted, "local_files_only": self.offline, "local_dir": to}
+        with explained(f"'{self.reference}'"), _bars(progress):
+            return Path(snapshot_download(self.id, **options))
+
+    def read(self, path: str, start: int, stop: int) -> bytes:
+        if self.offline and (folder := self._cached()) and (folder / path).is_file():
+            from .repository import pread
+
+            return pread(folder / path, start, stop)
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+        url = hf_hub_url(self.id, path, revision=self.commit)
+        with explained(f"'{self.reference}': {path}"):
+            reply = http_backoff("GET", url, headers={**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}, timeout=60)
+            hf_raise_for_status(reply)
+        if reply.status_code != 206 or len(reply.content) != stop - start:
+            fact = f"asked for bytes {start:,} to {stop:,}, and {len(reply.content):,} came with HTTP {reply.status_code}"
+            raise BestiaryError(
+                f"'{self.reference}': {path}: {fact}. The file is damaged, or the server knows no ranges: pull whole files."
+            )
+        return reply.content
+
+    def _cached(self) -> Path | None:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.id, repo_type="model") / "snapshots" / self.commit
+        return folder if folder.is_dir() else None
+
+    def _check_cached(self, paths: Iterable[str]) -> None:
+        folder = self._cached()
+        missing = [path for path in paths if folder is None or not (folder / path).is_file()]
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise BestiaryError(f"'{self.reference}': not in the cache: {shown}. Pull it while online: bestiary pull {self.reference}")
 
 
 def fetch(reference: str, filename: str) -> Path | None:
@@ -16,42 +102,53 @@ def fetch(reference: str, filename: str) -> Path | None:
     Raises:
         BestiaryError: the repository or revision is unknown, or the Hub cannot be reached and the file is not cached.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    repo, _, revision = reference.partition("@")
-    try:
-        return Path(hf_hub_download(repo, filename, revision=revision or None))
-    except RepositoryNotFoundError as error:
-        raise BestiaryError(f"The Hub has no repository '{repo}' that you may read. Check the spelling, or run `hf auth login`.") from error
-    except LocalEntryNotFoundError as error:
-        raise BestiaryError(
-            f"'{reference}' is neither in the catalog nor a local path, and the Hub cannot be reached for {filename}. "
-            "Check the name with `bestiary list`, or the network."
-        ) from error
-    except EntryNotFoundError:
+    repository = HubRepository(reference)
+    if not any(file.path == filename for file in repository.files()):
         return None
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        raise BestiaryError(f"{filename} of '{reference}' cannot be fetched: {error}") from error
+    return repository.fetch([filename]) / filename
 
 
-def snapshot(reference: str) -> Path:
-    """The local folder of `organisation/name[@revision]` with its configs, index and safetensors; pickles are never fetched.
+@dataclass(frozen=True)
+class Found:
+    """A repository that a search found."""
+
+    id: str
+    downloads: int
+    """In the last month."""
+    likes: int
+    library: str
+    private: bool
+
+
+def search(query: str, *, limit: int = 20) -> list[Found]:
+    """Repositories of the Hub with models, most downloaded first.
 
     Raises:
-        BestiaryError: the repository or revision is unknown, or the Hub cannot be reached and not everything is cached.
+        BestiaryError: the Hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import HfApi
 
-    repo, _, revision = reference.partition("@")
+    with explained(f"'{query}' on the Hub"):
+        models = list(HfApi().list_models(search=query, limit=limit, sort="downloads"))
+    return [Found(m.id, m.downloads or 0, m.likes or 0, m.library_name or "", bool(m.private)) for m in models]
+
+
+def _listed(folder: Path) -> Iterator[RemoteFile]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size)
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[None]:
+    """The client's progress bars, or none."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(WEIGHTS)))
-    except RepositoryNotFoundError as error:
-        raise BestiaryError(f"The Hub has no repository '{repo}' that you may read. Check the spelling, or run `hf auth login`.") from error
-    except LocalEntryNotFoundError as error:
-        raise BestiaryError(
-            f"There is no folder '{reference}', and the Hub cannot be reached for a repository of that name. Check it, or the network."
-        ) from error
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        raise BestiaryError(f"'{reference}' cannot be fetched: {error}") from error
+        yield
+    finally:
+        enable_progress_bars()

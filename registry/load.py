@@ -6,8 +6,7 @@ Nothing is allocated before the plan stands, and nothing is read twice: memory i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,11 @@ from ..core.manifest import Manifest
 from .catalog import Settings, list_models, resolve
 from .checkpoint import open_checkpoint
 from .plan import Plan, make_plan
+from .progress import Advance, byte_bar
+from .pull import fetch_weights
 from .record import manifest_of, named
 from .report import make_report
+from .repository import Folder, open_repository
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +60,7 @@ def load(
     from ..core.assemble import assemble
 
     started = time.perf_counter()
-    folder, name = _folder(str(reference))
+    folder, name = _folder(str(reference), progress)
     manifest = named(manifest_of(folder, set=set, locked=locked), name)
     stored_as = manifest_of(folder) if set else manifest
     plan = make_plan(manifest, open_checkpoint(folder), stored_as=stored_as, dtype=dtype, init=init)
@@ -99,7 +101,7 @@ def load_for_training(
     from ..core.assemble import assemble
 
     started = time.perf_counter()
-    folder, _ = _folder(str(reference))
+    folder, _ = _folder(str(reference), progress)
     plan = make_plan(manifest, open_checkpoint(folder), stored_as=manifest_of(folder), init=init, training=True)
     model = assemble(manifest, device="meta")
     _fill(model, plan, device, seed, None, progress)
@@ -107,23 +109,17 @@ def load_for_training(
     return model.train()
 
 
-def _folder(reference: str) -> tuple[Path, str]:
-    """The local folder that a reference names, and the model's name where the folder's own says nothing."""
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return path, ""
-    if path.exists():
-        raise BestiaryError(f"{reference}: this is a file. Give the folder that holds the weights.")
-    if reference in list_models():
+def _folder(reference: str, progress: bool = False) -> tuple[Path, str]:
+    """The local folder that a reference names, fetched if need be, and the model's name where the folder's own says nothing."""
+    if reference in list_models() and not Path(reference).is_dir():
         raise BestiaryError(
             f"'{reference}' is a manifest, and its weights are not here. Give a folder of weights, or the repository that "
             f"`bestiary show {reference}` names; bestiary.create_model makes a model with fresh weights."
         )
-    if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
-        raise BestiaryError(f"There is no folder {reference}. Give a folder of weights, or a Hub id like organisation/name.")
-    from .hub import snapshot
-
-    return snapshot(reference), reference.partition("@")[0].rpartition("/")[2]
+    repository = open_repository(reference)
+    if isinstance(repository, Folder):
+        return repository.path, ""
+    return fetch_weights(repository, progress=progress), repository.name
 
 
 def _fill(model: CausalLM, plan: Plan, device: torch.device | str | None, seed: int, threads: int | None, progress: bool) -> None:
@@ -137,31 +133,17 @@ def _fill(model: CausalLM, plan: Plan, device: torch.device | str | None, seed: 
     for name, tensor in state(model).items():
         tensor.data = tensor.data.to(plan.dtypes[name])
     allocate(model, own_entries(model.manifest), torch.device(device or "cpu"))
-    with _bar(plan.nbytes, progress) as advance:
+    with byte_bar("loading", plan.nbytes, progress) as advance:
         _check_tied(plan, advance)
         fill(plan.reads, state(model), threads=threads, advance=advance)
     if plan.initialised:
         initialise(model, seed=seed, only=plan.initialised)
 
 
-def _check_tied(plan: Plan, advance: Callable[[int], object] | None) -> None:
+def _check_tied(plan: Plan, advance: Advance | None) -> None:
     from .fill import check_equal
 
     for kept, copy in plan.equal:
         if not check_equal(kept, copy, advance=advance):
             fact = f"{copy.name} differs from {kept.name}, although the embeddings are tied."
             raise BestiaryError(Problem(fact, str(copy.file), "Pass set={'model.tie_word_embeddings': False} to keep the head."))
-
-
-@contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Callable[[int], object] | None]:
-    """A progress bar in bytes, or nothing."""
-    if not shown:
-        yield None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
-        task = progress.add_task("loading", total=total)
-        yield lambda count: progress.advance(task, count)

@@ -8,7 +8,7 @@ all of them are reported together.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,7 @@ from .findings import Findings
 from .fresh import selected
 from .header import Stored
 from .layout import SCALE, Block, original, scale_shape
+from .regions import Region, overlap
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +43,19 @@ class Read:
     op: Literal["copy", "cast", "dequantise"]
     scale: Stored | None = None
     block: Block = (1, 1)
+    skip: int = 0
+    """Rows of the first FP8 block that come before the first row of `source`."""
+    columns: tuple[int, int] | None = None
+    """First and last column (exclusive) that are taken of each row; None for all."""
+    row: int = 0
+    """Where `source` begins in the stored tensor when it is some rows of it."""
 
     @property
     def nbytes(self) -> int:
-        return self.source.nbytes + (self.scale.nbytes if self.scale else 0)
+        taken = self.source.nbytes
+        if self.columns:
+            taken = taken // self.source.shape[-1] * (self.columns[1] - self.columns[0])
+        return taken + (self.scale.nbytes if self.scale else 0)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Plan:
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     """Of every parameter and persistent buffer."""
     equal: list[tuple[Stored, Stored]] = field(default_factory=list)
-    """Pairs that must hold the same bytes: a stored head in a model with tied embeddings."""
+    """Pairs that must hold the same bytes: a stored head in a model with tied embeddings; every duplicate if that was asked for."""
     duplicates: list[tuple[Stored, str]] = field(default_factory=list)
     """Known copies, which are not read, and the parameter that each is a copy of."""
     skipped: list[Skipped] = field(default_factory=list)
@@ -85,6 +95,8 @@ def make_plan(
     dtype: torch.dtype | None = None,
     init: Iterable[str] = (),
     training: bool = False,
+    regions: Mapping[str, Region] | None = None,
+    compare: bool = False,
 ) -> Plan:
     """The plan for loading `checkpoint` into the model of `manifest`.
 
@@ -95,15 +107,17 @@ def make_plan(
         dtype: of all parameters; None keeps what is stored, with bf16 for FP8. Selection biases stay at least fp32.
         init: what is initialised instead of read; see `fresh`.
         training: keep every parameter in the dtype that training under the precision component needs, and compute in its own.
+        regions: what is held of each parameter, by name; stored tensors that fill nothing of it may be absent. None for all.
+        compare: have every duplicate, such as the embedding of a prediction block, compared with what it is a copy of.
 
     Raises:
         BestiaryError: tensors are missing, unexpected, of the wrong shape or of an unknown dtype; lists all of them.
     """
-    planner = _Planner(manifest, checkpoint, dtype, training)
+    planner = _Planner(manifest, checkpoint, dtype, training, regions)
     fresh = selected(list(planner.own), init, manifest)
     for entry in planner.own:
         planner.take(entry) if entry.name not in fresh else planner.leave(entry)
-    planner.duplicates()
+    planner.duplicates(compare)
     planner.leftovers(stored_as or manifest, fresh)
     planner.findings.stop(checkpoint.folder)
     planner.choose_dtypes()
@@ -111,18 +125,27 @@ def make_plan(
 
 
 class _Planner:
-    def __init__(self, manifest: Manifest, checkpoint: Checkpoint, dtype: torch.dtype | None, training: bool) -> None:
-        self.manifest, self.dtype, self.training = manifest, dtype, training
+    def __init__(
+        self,
+        manifest: Manifest,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | None,
+        training: bool,
+        regions: Mapping[str, Region] | None,
+    ) -> None:
+        self.manifest, self.dtype, self.training, self.regions = manifest, dtype, training, regions
         self.precision: Precision = manifest.precision.build(manifest.site)
         self.plan = Plan(dtype or self.precision.compute_dtype)
         self.tensors, self.unused = checkpoint.tensors, dict(checkpoint.tensors)
         self.all = entries(manifest)
-        self.own = [entry for entry in self.all if not entry.weight.duplicate_of]
+        self.own = [e for e in self.all if not e.weight.duplicate_of and (regions is None or e.name in regions)]
         self.findings = Findings(self.own)
 
     def take(self, entry: Entry) -> None:
         """Plans the reads that fill one parameter, in the layout that the checkpoint has."""
         for piece in self._layout(entry):
+            if self.regions is not None and not overlap(entry.weight.shape, piece.region, self.regions[entry.name]):
+                continue
             stored = self.unused.pop(piece.hub, None)
             if stored is None:
                 self.findings.missing(entry, piece.hub)
@@ -138,12 +161,14 @@ class _Planner:
             for piece in layout:
                 self._skip(piece.hub, "initialised instead, as `init` asks")
 
-    def duplicates(self) -> None:
+    def duplicates(self, compare: bool) -> None:
         for entry in self.all:
             if entry.weight.duplicate_of and (stored := self.unused.pop(entry.pieces[0].hub, None)):
                 if stored.shape != entry.weight.shape:
                     self.findings.misshapen(stored, entry.weight.shape)
                 self.plan.duplicates.append((stored, original(entry, self.manifest)))
+                if compare and (first := self.tensors.get(original(entry, self.manifest))):
+                    self.plan.equal.append((first, stored))
         embedding = self.tensors.get("model.embed_tokens.weight")
         if self.manifest.model.tie_word_embeddings and embedding and (head := self.unused.pop(HEAD, None)):
             if (head.shape, head.dtype) != (embedding.shape, embedding.dtype):
@@ -154,13 +179,13 @@ class _Planner:
     def leftovers(self, stored_as: Manifest, fresh: set[str]) -> None:
         """Finds a reason for every tensor that nothing has asked for, or reports it."""
         known = set()
-        if self.unused and (stored_as is not self.manifest or fresh):
+        if self.unused and (stored_as is not self.manifest or fresh or self.regions is not None):
             known = {piece.hub for entry in entries(stored_as) for layout in entry.layouts() for piece in layout}
         for name, stored in list(self.unused.items()):
             if name.endswith(IGNORABLE):
                 self._skip(name, "follows from the config")
             elif name in known or name.removesuffix(SCALE) in known:
-                self._skip(name, "left out, as `set` asks")
+                self._skip(name, "left out, as `set` asks" if self.regions is None else "for other ranks")
             else:
                 self.findings.unexpected(stored)
 

@@ -1,80 +1,15 @@
-"""How many GPUs do what: `pp=16,ep=64,zero=1`, checked against a model before anything is counted.
-
-GPUs = pp * tp * dp        ep divides dp * tp: the experts of a stage lie on `ep` of its ranks, dp * tp / ep times over
-"""
+"""Whether a model can be cut as a layout says, before anything is counted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from ...core.errors import BestiaryError, Problem, suggest
+from ...core.errors import BestiaryError, Problem
+from ...core.layout import PLACE, Layout, cut_units, nearest
 from ...core.manifest import Manifest
 from ...core.weights import Entry
 from .schedules import Schedule
-
-KEYS = {
-    "pp": "pipeline ranks",
-    "tp": "ranks that share a matrix",
-    "dp": "ranks with data of their own",
-    "ep": "ranks that share the experts",
-    "zero": "what data-parallel ranks share: 0 nothing, 1 optimizer states, 2 gradients too, 3 parameters too",
-}
-PLACE = "--layout"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Degrees of parallelism; `Layout(dp=8)` is plain data parallelism that shares optimizer states."""
-
-    pp: int = 1
-    tp: int = 1
-    dp: int = 1
-    ep: int = 1
-    zero: int = 1
-
-    @property
-    def gpus(self) -> int:
-        return self.pp * self.tp * self.dp
-
-    def __str__(self) -> str:
-        return ",".join(f"{key}={getattr(self, key)}" for key in KEYS)
-
-
-def parse_layout(text: str, gpus: int) -> Layout:
-    """`pp=16,ep=64,zero=1` on so many GPUs; `dp` is what remains when it is not said.
-
-    Raises:
-        BestiaryError: keys or values that there are not, or degrees that do not multiply to the GPUs.
-    """
-    given: dict[str, int] = {}
-    problems: list[Problem] = []
-    for item in filter(None, (item.strip() for item in text.split(","))):
-        key, _, value = item.partition("=")
-        if key not in KEYS:
-            problems.append(Problem(f"there is no '{key}' in a layout.", PLACE, suggest(key, KEYS)))
-        elif not value.isdecimal() or (int(value) < 1 and key != "zero") or (key == "zero" and int(value) > 3):
-            problems.append(Problem(f"{item}: expected {'0 to 3' if key == 'zero' else 'a number of ranks'} ({KEYS[key]}).", PLACE))
-        else:
-            given[key] = int(value)
-    if problems:
-        raise BestiaryError(*problems)
-    return Layout(**_with_dp(given, gpus))
-
-
-def _with_dp(given: dict[str, int], gpus: int) -> dict[str, int]:
-    pp, tp = given.get("pp", 1), given.get("tp", 1)
-    if gpus % (pp * tp):
-        changed = "pp" if gpus % tp == 0 else "tp"
-        valid = nearest(given.get(changed, 1), gpus // (tp if changed == "pp" else math.gcd(pp, gpus)))
-        fact = f"pp * tp = {pp * tp} does not divide {gpus} GPUs."
-        raise BestiaryError(Problem(fact, PLACE, f"The nearest that does: {changed}={valid}."))
-    dp = gpus // (pp * tp)
-    if given.get("dp", dp) != dp:
-        fact = f"pp * tp * dp = {pp * tp * given['dp']}, and there are {gpus} GPUs."
-        raise BestiaryError(Problem(fact, PLACE, f"Set dp={dp}, or leave it out."))
-    return given | {"dp": dp}
 
 
 def check_layout(layout: Layout, manifest: Manifest, entries: list[Entry], schedule: Schedule) -> None:
@@ -125,22 +60,9 @@ def _experts(layout: Layout, entries: list[Entry]) -> Iterator[tuple[str, str]]:
 
 
 def _tensors(layout: Layout, manifest: Manifest, entries: list[Entry]) -> Iterator[tuple[str, str]]:
-    sizes = {"num_attention_heads": manifest.model.num_attention_heads}
-    for entry in entries:
-        if entry.weight.shard in ("column", "row"):
-            sizes[entry.name] = entry.weight.shape[0 if entry.weight.shard == "column" else -1]
+    sizes = {"num_attention_heads": manifest.model.num_attention_heads, **cut_units(entries)}
     bad = [name for name, size in sizes.items() if size % layout.tp]
     if bad:
         more = f", nor {len(bad) - 1} others" if len(bad) > 1 else ""
         valid = nearest(layout.tp, math.gcd(layout.gpus // layout.pp, *sizes.values()))
         yield f"tp={layout.tp} does not divide {bad[0]} = {sizes[bad[0]]}{more}.", f"The nearest: tp={valid}."
-
-
-def nearest(wanted: int, of: int) -> int:
-    """The divisor of `of` that is nearest to `wanted` as a factor.
-
-    >>> nearest(15, 2048)
-    16
-    """
-    divisors = [n for n in range(1, of + 1) if of % n == 0]
-    return min(divisors, key=lambda n: abs(math.log(n / wanted)))

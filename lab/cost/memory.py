@@ -19,11 +19,12 @@ from typing import Any, Literal
 from ...core.accounting import COPIED, Memory, layer_costs, objective_cost
 from ...core.component import Cost, Storage
 from ...core.errors import BestiaryError
+from ...core.layout import Layout, parse_layout
 from ...core.manifest import Manifest
 from ...core.table import entries
 from ...core.weights import Entry
 from .gpus import Gpu, find_gpu
-from .layout import Layout, check_layout, parse_layout
+from .layout import check_layout
 from .schedules import Schedule, find_schedule
 from .stages import place
 

@@ -7,10 +7,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 LFS = (".safetensors", ".bin", ".gguf", ".pt")
 """Endings of the files that are stored by their sha256; others are stored in git, by its sha1."""
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Store:
     def path(self, sha256: str) -> Path:
         return self.folder / "blobs" / sha256
 
-    def keep(self, stream: IO[bytes], size: int, *, lfs: bool) -> Blob:
+    def keep(self, stream: Readable, size: int, *, lfs: bool) -> Blob:
         """Stores `size` bytes of a stream; fewer raise a `ConnectionError` and leave nothing."""
         whole, git = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
         part = self.folder / f"{threading.get_ident()}.part"

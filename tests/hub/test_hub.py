@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.hub.faults import Cut, Flipped, Status
+from tests.hub.faults import Cut, Flipped
 from tests.hub.hub import Hub
 
 CLIENT = """
@@ -66,7 +66,6 @@ def test_faults_reach_the_client(hub: Hub) -> None:
     content = bytes(range(256)) * 400
     hub.put("me/model", {"model.safetensors": content, "config.json": b"{}"})
     hub.fault("GET", "resolve/.*safetensors", Cut(1000))
-    hub.fault("GET", "resolve/.*json", Status(503))
     printed = hub.python(
         CLIENT
         + """

@@ -220,20 +220,6 @@ def test_tensors_in_two_files_and_one_index(checkpoint: Path, ids: Tensor) -> No
     assert torch.equal(bestiary.load(checkpoint)(ids), expected)
 
 
-def test_hub_ids_fetch_configs_and_safetensors_only(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, object] = {}
-
-    def download(repo: str, **options: object) -> str:
-        asked.update(options, repo=repo)
-        return str(checkpoint)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    model = bestiary.load("org/tiny@v1")
-    assert (asked["repo"], asked["revision"], model.manifest.name) == ("org/tiny", "v1", "tiny")
-    patterns = asked["allow_patterns"]
-    assert isinstance(patterns, list) and all(pattern.endswith((".json", ".safetensors")) for pattern in patterns)
-
-
 def test_hub_id_without_a_network() -> None:
     assert "the Hub cannot be reached" in error_of(lambda: bestiary.load("org/never-fetched"))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bestiary.lab.cost.layout import Layout, nearest, parse_layout
+from bestiary.core.layout import Layout, nearest, parse_layout
 from bestiary.lab.cost.schedules import SCHEDULES
 from bestiary.lab.cost.stages import split
 

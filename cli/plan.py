@@ -1,0 +1,201 @@
+"""Who holds what: the memory of every rank in training, or what every rank reads of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..core.errors import BestiaryError
+from .console import Json, Reference, Set, engineering, octets, out, print_json, print_rows
+from .cost import Gpu, SequenceLength
+
+if TYPE_CHECKING:
+    from ..lab.cost.memory import Plan, Rank
+    from ..registry.load_rank import RankPlan
+    from ..registry.plan import Read
+
+
+class Recompute(StrEnum):
+    """What the backward pass computes again."""
+
+    block = "block"
+    none = "none"
+
+
+class Moments(StrEnum):
+    """Dtype of AdamW's moments."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+MOMENT_BYTES = {Moments.bf16: 4, Moments.fp32: 8}
+"""Of both moments of a parameter."""
+MEMORY_ONLY = ("gpu", "schedule", "sequence_length", "micro_batch", "micro_batches", "recompute", "moments")
+READS_ONLY = ("rank",)
+SHOWN = 24
+"""Rows of a table before ranks that read equally much are only counted."""
+
+
+def plan(
+    context: typer.Context,
+    model: Reference,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many GPUs train: the memory of every rank.")] = None,
+    of: Annotated[int | None, typer.Option("--of", min=1, help="How many ranks load: what each reads of a checkpoint.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="With --of: one rank, with every tensor that it reads.")] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="Degrees of parallelism, such as pp=16,ep=64,tp=1,zero=1; dp is what remains. With --of alone every rank "
+            "holds an equal part of every parameter.",
+            metavar="KEY=N,...",
+        ),
+    ] = "",
+    gpu: Gpu = "h800",
+    schedule: Annotated[str, typer.Option(help="Of the pipeline: 1f1b, zb1p, dualpipe or dualpipe-v.")] = "1f1b",
+    sequence_length: SequenceLength = None,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.")] = 1,
+    micro_batches: Annotated[int | None, typer.Option(min=1, help="Of a step; enough to fill the pipeline by default.")] = None,
+    recompute: Annotated[Recompute, typer.Option(help="What the backward pass computes again.")] = Recompute.block,
+    moments: Annotated[Moments | None, typer.Option(help="Dtype of AdamW's moments; the precision's own by default.")] = None,
+    set: Set = None,
+    json: Json = False,
+) -> None:
+    """Says how much memory every rank of a layout needs (--gpus), or what every rank reads of a checkpoint (--of)."""
+    if (gpus is None) == (of is None):
+        raise BestiaryError("Say either --gpus N, for the memory of training on N GPUs, or --of N, for what N ranks read of a checkpoint.")
+    _check_options(context, reads=of is not None)
+    if of is not None:
+        _reads(model, of, rank, layout, set, json)
+        return
+    assert gpus is not None
+    from ..lab.cost.memory import plan as make
+    from ..registry.catalog import resolve
+
+    done = make(
+        resolve(model, set=set or []),
+        gpus=gpus,
+        layout=layout,
+        gpu=gpu,
+        schedule=schedule,
+        sequence_length=sequence_length,
+        micro_batch=micro_batch,
+        micro_batches=micro_batches,
+        recompute=recompute.value,
+        moments=None if moments is None else MOMENT_BYTES[moments],
+    )
+    if json:
+        print_json(done.table())
+        return
+    out.print(f"[bold]{done.manifest.name}[/] on {gpus:,} x {done.gpu.name}: {done.request.layout}, {schedule}\n", soft_wrap=True)
+    headings = ["rank", "layers", "in\nflight", "numbers", "para-\nmeters", "gradi-\nents", "optim-\nizer", "activa-\ntions", "all"]
+    print_rows("", headings, [_rank(rank) for rank in done.ranks], right=tuple(range(1, 9)))
+    for line in _verdict(done):
+        out.print(line, soft_wrap=True)
+
+
+def _check_options(context: typer.Context, *, reads: bool) -> None:
+    """Refuses options that the other kind of plan has.
+
+    Raises:
+        BestiaryError: names them.
+    """
+    others = MEMORY_ONLY if reads else READS_ONLY
+    given = [name for name in others if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        told, other = ("--of", "--gpus") if reads else ("--gpus", "--of")
+        raise BestiaryError(f"{names} says nothing with {told}: it belongs to {other}. Leave it out.")
+
+
+def _rank(rank: Rank) -> list[str]:
+    m = rank.memory
+    layers = ["none" if not stage else f"{stage[0]}-{stage[-1]}" if len(stage) > 1 else str(stage[0]) for stage in rank.stages]
+    flights = "+".join(map(str, rank.in_flight))
+    return [
+        str(rank.rank),
+        ", ".join(layers),
+        flights,
+        engineering(rank.parameters),
+        *map(octets, (m.weights, m.gradients, m.optimizer)),
+        octets(m.activations),
+        octets(m.total),
+    ]
+
+
+def _verdict(plan: Plan) -> list[str]:
+    worst, limit, request = plan.worst, plan.gpu.memory, plan.request
+    fits = "[green]fits[/]" if plan.fits else "[red]does not fit[/]"
+    free = (
+        f"{octets(limit - worst.memory.total)} are left for buffers and fragments" if plan.fits else "Raise pp or ep, or share more (zero)"
+    )
+    other = "nothing" if request.recompute == "block" else "blocks"
+    return [
+        f"{fits}: the most is {octets(worst.memory.total)} of {octets(limit)}, on pipeline rank {worst.rank}. {free}.",
+        f"sequences of {request.sequence_length:,}, {request.micro_batch} a micro-batch, "
+        f"{'blocks' if request.recompute == 'block' else 'nothing'} recomputed; with {other} recomputed: {octets(plan.otherwise)}",
+    ]
+
+
+def _reads(model: str, of: int, rank: int | None, layout: str, set: list[str] | None, json: bool) -> None:
+    from ..registry.load_rank import plan_reference
+
+    figures, reads, whole = [], [], 0
+    for each in plan_reference(model, of=of, layout=layout, ranks=None if rank is None else [rank], set=set or []):
+        figures.append(_figures(each))
+        whole = each.whole
+        if rank is not None:
+            reads = _listed(each)
+    read = sum(each["bytes_read"] for each in figures)
+    if json:
+        table = {"model": model, "of": of, "layout": layout, "bytes": whole, "bytes_read": read, "ranks": figures}
+        print_json(table if rank is None else {**table, "reads": reads})
+        return
+    print_rows("", ["rank", "files", "tensors", "read", "held"], _rows(figures), right=(1, 2, 3, 4))
+    if rank is not None:
+        rows = [[row["file"], row["from"], row["into"], f"{row['bytes']:,}"] for row in reads]
+        print_rows("", ["file", "from", "into", "bytes"], rows, right=(3,))
+        return
+    out.print(f"{of:,} ranks read {octets(read)}, {read / whole:.3g} times the {octets(whole)} that the model takes of its files.")
+    out.print("Every element that a rank holds is read exactly once.")
+
+
+def _figures(plan: RankPlan) -> dict[str, int]:
+    return {"rank": plan.rank, "files": plan.files, "tensors": plan.tensors, "bytes_read": plan.nbytes, "bytes_held": plan.held}
+
+
+def _listed(plan: RankPlan) -> list[dict[str, Any]]:
+    return [
+        {"file": read.source.file.name, "from": _source(read), "into": _place(read.target, read.region), "bytes": read.nbytes}
+        for read in plan.reads
+    ]
+
+
+def _source(read: Read) -> str:
+    """The stored tensor, with the rows and columns that are read of it."""
+    shape = read.source.shape
+    cuts: list[slice] = [slice(read.row, read.row + shape[0]), *(slice(0, size) for size in shape[1:])] if shape else []
+    if read.columns:
+        cuts[-1] = slice(*read.columns)
+    return _place(read.source.name, tuple(cuts))
+
+
+def _place(name: str, region: Sequence[int | slice]) -> str:
+    cuts = [str(i) if isinstance(i, int) else f"{i.start or 0}:{'' if i.stop is None else i.stop}" for i in region]
+    return f"{name}[{', '.join(cuts)}]" if cuts else name
+
+
+def _rows(figures: Sequence[dict[str, int]]) -> list[list[str]]:
+    """A row for each rank; one for neighbours that are equal, where there are many."""
+    rows = [[f"{f['files']:,}", f"{f['tensors']:,}", octets(f["bytes_read"]), octets(f["bytes_held"])] for f in figures]
+    if len(figures) <= SHOWN:
+        return [[str(f["rank"]), *row] for f, row in zip(figures, rows, strict=True)]
+    found = []
+    for row, group in groupby(zip(figures, rows, strict=True), key=lambda pair: pair[1]):
+        ranks = [f["rank"] for f, _ in group]
+        found.append([str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}-{ranks[-1]}", *row])
+    return found
