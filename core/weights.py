@@ -86,21 +86,30 @@ class Weight:
     """The first is how it is saved; the others are accepted when loading."""
     duplicate_of: str = ""
     """Full name of the parameter of which the Hub stores a copy under this name; it has no parameter of its own."""
+    unit: int = 1
+    """Rows of a column-parallel tensor, or columns of a row-parallel one, that stay together: the width of a head."""
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
     @property
+    def cut_dim(self) -> int:
+        """The dimension that `shard` speaks of: outputs come first, inputs last, but for an embedding, whose inputs are its rows."""
+        return len(self.shape) - 1 if self.shard == "row" and self.role != "embedding" else 0
+
+    @property
     def active_numel(self) -> int:
         return self.numel if self.active is None else self.active
 
 
-def linear(name: str, d_in: int, d_out: int, *, shard: Shard = "replicate", bias: bool = False, role: Role = "linear") -> list[Weight]:
-    """The rows of one linear layer: `[d_out, d_in]` and, if asked for, its bias `[d_out]`."""
-    rows = [Weight(f"{name}.weight", (d_out, d_in), role, shard)]
+def linear(
+    name: str, d_in: int, d_out: int, *, shard: Shard = "replicate", bias: bool = False, role: Role = "linear", unit: int = 1
+) -> list[Weight]:
+    """The rows of one linear layer: `[d_out, d_in]` and, if asked for, its bias `[d_out]`; `unit` as for `Weight`."""
+    rows = [Weight(f"{name}.weight", (d_out, d_in), role, shard, unit=unit)]
     if bias:
-        rows.append(Weight(f"{name}.bias", (d_out,), "bias", shard if shard == "column" else "replicate", "zeros"))
+        rows.append(Weight(f"{name}.bias", (d_out,), "bias", shard if shard == "column" else "replicate", "zeros", unit=unit))
     return rows
 
 

@@ -42,21 +42,22 @@ def check(options: MLAOptions, site: Site) -> Iterator[str]:
 
 def weights(options: MLAOptions, site: Site) -> list[Weight]:
     d, heads = site.hidden_size, site.num_attention_heads
-    query = heads * (options.qk_nope_head_dim + options.qk_rope_head_dim)
+    query, value = options.qk_nope_head_dim + options.qk_rope_head_dim, options.v_head_dim
+    key_value = options.qk_nope_head_dim + value
     if options.q_lora_rank is None:
-        rows = linear("q_proj", d, query, shard="column")
+        rows = linear("q_proj", d, heads * query, shard="column", unit=query)
     else:
         rows = [
             *linear("q_a_proj", d, options.q_lora_rank),
             norm("q_a_layernorm", options.q_lora_rank),
-            *linear("q_b_proj", options.q_lora_rank, query, shard="column"),
+            *linear("q_b_proj", options.q_lora_rank, heads * query, shard="column", unit=query),
         ]
     return [
         *rows,
         *linear("kv_a_proj_with_mqa", d, options.kv_lora_rank + options.qk_rope_head_dim),
         norm("kv_a_layernorm", options.kv_lora_rank),
-        *linear("kv_b_proj", options.kv_lora_rank, heads * (options.qk_nope_head_dim + options.v_head_dim), shard="column"),
-        *linear("o_proj", heads * options.v_head_dim, d, shard="row"),
+        *linear("kv_b_proj", options.kv_lora_rank, heads * key_value, shard="column", unit=key_value),
+        *linear("o_proj", heads * value, d, shard="row", unit=value),
     ]
 
 

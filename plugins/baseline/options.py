@@ -58,10 +58,10 @@ def gqa_weights(options: GQAOptions, site: Site) -> list[Weight]:
     heads, kv_heads, width = gqa_sizes(options, site)
     d = site.hidden_size
     rows = [
-        *linear("q_proj", d, heads * width, shard="column", bias=options.qkv_bias),
-        *linear("k_proj", d, kv_heads * width, shard="column", bias=options.qkv_bias),
-        *linear("v_proj", d, kv_heads * width, shard="column", bias=options.qkv_bias),
-        *linear("o_proj", heads * width, d, shard="row", bias=options.o_bias),
+        *linear("q_proj", d, heads * width, shard="column", bias=options.qkv_bias, unit=width),
+        *linear("k_proj", d, kv_heads * width, shard="column", bias=options.qkv_bias, unit=width),
+        *linear("v_proj", d, kv_heads * width, shard="column", bias=options.qkv_bias, unit=width),
+        *linear("o_proj", heads * width, d, shard="row", bias=options.o_bias, unit=width),
     ]
     return [*rows, norm("q_norm", width), norm("k_norm", width)] if options.qk_norm else rows
 
