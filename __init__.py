@@ -15,24 +15,40 @@ if TYPE_CHECKING:
     from .core.plugins import list_components
     from .registry.catalog import list_models, resolve
     from .registry.create import create_model
+    from .registry.hub_model import HubModel
     from .registry.load import load
     from .registry.load_rank import load_rank
     from .registry.pull import pull
+    from .registry.push import push
     from .registry.save import save
 
 _HOME = {
     "BestiaryError": "core.errors",
+    "HubModel": "registry.hub_model",
     "create_model": "registry.create",
     "list_components": "core.plugins",
     "list_models": "registry.catalog",
     "load": "registry.load",
     "load_rank": "registry.load_rank",
     "pull": "registry.pull",
+    "push": "registry.push",
     "resolve": "registry.catalog",
     "save": "registry.save",
 }
 
-__all__ = ["BestiaryError", "create_model", "list_components", "list_models", "load", "load_rank", "pull", "resolve", "save"]
+__all__ = [
+    "BestiaryError",
+    "HubModel",
+    "create_model",
+    "list_components",
+    "list_models",
+    "load",
+    "load_rank",
+    "pull",
+    "push",
+    "resolve",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,12 @@ PROBE = (2, 4)
 """Batch and sequence length of the shape check."""
 
 
-def assemble(manifest: Manifest, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> CausalLM:
+Model = TypeVar("Model", bound=CausalLM)
+
+
+def assemble(
+    manifest: Manifest, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, kind: type[Model] = CausalLM
+) -> Model:
     """The model with its parameters allocated but not filled.
 
     Args:
@@ -34,6 +39,7 @@ def assemble(manifest: Manifest, *, device: torch.device | str = "cpu", dtype: t
         device: where the parameters go; `meta` allocates nothing.
         dtype: dtype of parameters and activations. None stores what training needs, as the precision component says
             (fp32 master weights under `bf16`), and computes in the component's dtype.
+        kind: the class of the model.
 
     Raises:
         BestiaryError: a component builds other parameters than it declares, or breaks its slot's shape contract.
@@ -42,7 +48,7 @@ def assemble(manifest: Manifest, *, device: torch.device | str = "cpu", dtype: t
     if dtype is not None:
         precision = precision.cast(dtype)
     with torch.device("meta"):
-        model = CausalLM(manifest, precision)
+        model = kind(manifest, precision)
         _check_shapes(model)
         _extend(model)
     table = own_entries(manifest)

@@ -12,7 +12,7 @@ from .catalog import Settings, resolve
 if TYPE_CHECKING:
     import torch
 
-    from ..core.backbone import CausalLM
+    from .hub_model import HubModel
 
 
 def create_model(
@@ -22,7 +22,7 @@ def create_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     seed: int = 0,
-) -> CausalLM:
+) -> HubModel:
     """A model with freshly initialised weights.
 
     Args:
@@ -39,8 +39,9 @@ def create_model(
     import torch
 
     from ..core.assemble import assemble, initialise
+    from .hub_model import HubModel
 
-    model = assemble(manifest, device=device, dtype=dtype)
+    model = assemble(manifest, device=device, dtype=dtype, kind=HubModel)
     if torch.device(device).type != "meta":
         initialise(model, seed=seed)
     return model

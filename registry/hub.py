@@ -22,13 +22,13 @@ class HubRepository:
         BestiaryError: there is no such repository or revision, or neither Hub nor cache knows the revision.
     """
 
-    def __init__(self, reference: str, *, offline: bool = False) -> None:
+    def __init__(self, reference: str, *, offline: bool = False, token: str | None = None) -> None:
         from huggingface_hub import HfApi, constants
 
         self.reference, self.offline = reference, offline or constants.HF_HUB_OFFLINE
         self.id, _, revision = reference.partition("@")
         self.name = self.id.rpartition("/")[2]
-        self.api = HfApi()
+        self.api, self.token = HfApi(token=token), token
         with explained(f"'{reference}'"):
             found = persistent(lambda: self.api.resolve_revision(self.id, revision=revision or None, local_files_only=self.offline))
             self.commit = found.resolved
@@ -58,9 +58,9 @@ class HubRepository:
         wanted = [glob.escape(path) for path in paths]
         if self.offline:
             self._check_cached(paths)
-        options: dict[str, Any] = {"revision": self.commit, "allow_patterns": wanted, "local_files_only": self.offline, "local_dir": to}
-        with explained(f"'{self.reference}'"), _bars(progress):
-            return Path(snapshot_download(self.id, **options))
+        options: dict[str, Any] = {"revision": self.commit, "allow_patterns": wanted, "local_files_only": self.offline}
+        with explained(f"'{self.reference}'"), shown_bars(progress):
+            return Path(snapshot_download(self.id, local_dir=to, token=self.token, **options))
 
     def read(self, path: str, start: int, stop: int) -> bytes:
         if self.offline and (folder := self._cached()) and (folder / path).is_file():
@@ -72,7 +72,9 @@ class HubRepository:
 
         url = hf_hub_url(self.id, path, revision=self.commit)
         with explained(f"'{self.reference}': {path}"):
-            reply = http_backoff("GET", url, headers={**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}, timeout=60)
+            reply = http_backoff(
+                "GET", url, headers={**build_hf_headers(token=self.token), "Range": f"bytes={start}-{stop - 1}"}, timeout=60
+            )
             hf_raise_for_status(reply)
         if reply.status_code != 206 or len(reply.content) != stop - start:
             fact = f"asked for bytes {start:,} to {stop:,}, and {len(reply.content):,} came with HTTP {reply.status_code}"
@@ -139,8 +141,21 @@ def _listed(folder: Path) -> Iterator[RemoteFile]:
             yield RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size)
 
 
+def license_of(repo: str, token: str | None = None) -> str:
+    """The licence that a repository's card states; empty when it states none.
+
+    Raises:
+        BestiaryError: there is no such repository.
+    """
+    from huggingface_hub import HfApi
+
+    with explained(f"'{repo}'"):
+        card = persistent(lambda: HfApi(token=token).model_info(repo)).card_data
+    return str((card.license if card else "") or "")
+
+
 @contextmanager
-def _bars(shown: bool) -> Iterator[None]:
+def shown_bars(shown: bool) -> Iterator[None]:
     """The client's progress bars, or none."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

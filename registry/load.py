@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.backbone import CausalLM
+    from .hub_model import HubModel
+    from .repository import Repository
 
 
 def load(
-    reference: str | Path,
+    reference: str | Path | Repository,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -38,11 +40,12 @@ def load(
     threads: int | None = None,
     locked: bool = False,
     progress: bool = False,
-) -> CausalLM:
+) -> HubModel:
     """A model with the weights of a checkpoint, in evaluation mode; `model.load_report` says what was taken from where.
 
     Args:
-        reference: a folder in the Hub's layout (`config.json` or `bestiary.json`, and safetensors), or `organisation/name[@revision]`.
+        reference: a folder in the Hub's layout (`config.json` or `bestiary.json`, and safetensors), `organisation/name[@revision]`,
+            `file:path[@revision]`, or an opened repository.
         dtype: of parameters and activations; None keeps each parameter as stored, with bf16 for FP8 blocks. Selection
             biases stay at least fp32.
         device: where it goes; the CPU by default.
@@ -58,13 +61,14 @@ def load(
         BestiaryError: the manifest has problems, files are damaged, or tensors are missing, unexpected or misshapen; lists all.
     """
     from ..core.assemble import assemble
+    from .hub_model import HubModel
 
     started = time.perf_counter()
-    folder, name = _folder(str(reference), progress)
+    folder, name = _folder(reference, progress)
     manifest = named(manifest_of(folder, set=set, locked=locked), name)
     stored_as = manifest_of(folder) if set else manifest
     plan = make_plan(manifest, open_checkpoint(folder), stored_as=stored_as, dtype=dtype, init=init)
-    model = assemble(manifest, device="meta", dtype=plan.compute_dtype)
+    model = assemble(manifest, device="meta", dtype=plan.compute_dtype, kind=HubModel)
     _fill(model, plan, device, seed, threads, progress)
     model.load_report = make_report(folder, plan, time.perf_counter() - started)
     return model.eval()
@@ -84,7 +88,7 @@ def load_for_training(
     init: Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
-) -> CausalLM:
+) -> HubModel:
     """The model of `manifest` with the weights of a checkpoint, stored as training under its precision component needs.
 
     Args:
@@ -99,24 +103,28 @@ def load_for_training(
         BestiaryError: as `load` does.
     """
     from ..core.assemble import assemble
+    from .hub_model import HubModel
 
     started = time.perf_counter()
-    folder, _ = _folder(str(reference), progress)
+    folder, _ = _folder(reference, progress)
     plan = make_plan(manifest, open_checkpoint(folder), stored_as=manifest_of(folder), init=init, training=True)
-    model = assemble(manifest, device="meta")
+    model = assemble(manifest, device="meta", kind=HubModel)
     _fill(model, plan, device, seed, None, progress)
     model.load_report = make_report(folder, plan, time.perf_counter() - started)
     return model.train()
 
 
-def _folder(reference: str, progress: bool = False) -> tuple[Path, str]:
+def _folder(reference: str | Path | Repository, progress: bool = False) -> tuple[Path, str]:
     """The local folder that a reference names, fetched if need be, and the model's name where the folder's own says nothing."""
-    if reference in list_models() and not Path(reference).is_dir():
+    if not isinstance(reference, str | Path):
+        repository = reference
+    elif str(reference) in list_models() and not Path(reference).is_dir():
         raise BestiaryError(
             f"'{reference}' is a manifest, and its weights are not here. Give a folder of weights, or the repository that "
             f"`bestiary show {reference}` names; bestiary.create_model makes a model with fresh weights."
         )
-    repository = open_repository(reference)
+    else:
+        repository = open_repository(reference)
     if isinstance(repository, Folder):
         return repository.path, ""
     return fetch_weights(repository, progress=progress), repository.name

@@ -58,7 +58,7 @@ def pull(
     if ranges and target is None:
         raise BestiaryError("--ranges makes files that the repository does not hold. Say where with --to FOLDER.")
     held = [file.path for file in repository.files()]
-    folder = repository.fetch(_small(held), progress=progress)
+    folder = repository.fetch(small_files(held), progress=progress)
     if RECORD in held:
         manifest_of(folder, locked=locked)
     wanted = _wanted(folder, only, rank, of, layout)
@@ -66,10 +66,10 @@ def pull(
         from .ranges import fetch_ranges
 
         assert target is not None
-        repository.fetch([name for name in _small(held) if name != INDEX], to=target)
+        repository.fetch([name for name in small_files(held) if name != INDEX], to=target)
         return fetch_ranges(repository, folder, wanted, target, progress=progress)
     shards = _shards(repository, folder, held, wanted)
-    names = [*_small(held), *shards]
+    names = [*small_files(held), *shards]
     return repository.fetch(names, to=target, progress=progress)
 
 
@@ -141,7 +141,7 @@ def _wanted(folder: Path, only: Sequence[str], rank: int | None, of: int, layout
     return names | {name + SCALE for name in names}
 
 
-def _small(held: Sequence[str]) -> list[str]:
+def small_files(held: Sequence[str]) -> list[str]:
     """Configs, index, tokenizer, card and licence; of folders inside of the repository, nothing."""
     return [n for n in held if "/" not in n and (n.endswith(BESIDE) or n.upper().startswith(("LICENSE", "NOTICE")))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ def record(manifest: Manifest, *, source: Mapping[str, Any] | None = None, figur
 
     Args:
         manifest: the model.
-        source: where the weights come from, such as the commit of the code that trained them.
+        source: the code that made the weights, from `working_tree`.
         figures: measured results, such as the last loss of a run.
     """
     told = {"source": source, "figures": figures}
@@ -61,6 +62,19 @@ def manifest_of(folder: Path, *, set: Settings = (), locked: bool = False) -> Ma
 
 def named(manifest: Manifest, name: str) -> Manifest:
     return replace(manifest, name=name) if name else manifest
+
+
+def working_tree(folder: Path) -> dict[str, Any]:
+    """The git commit that is checked out around a folder, and whether tracked files were changed since; empty outside of git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
 
 
 def _check_digest(path: Path, said: dict[str, Any], lock: Lock, manifest: Manifest) -> None:

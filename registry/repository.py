@@ -56,12 +56,13 @@ class Repository(Protocol):
         ...
 
 
-def open_repository(reference: str | Path, *, offline: bool = False) -> Repository:
+def open_repository(reference: str | Path, *, offline: bool = False, token: str | None = None) -> Repository:
     """The repository that a reference names, at the commit that its revision names now.
 
     Args:
         reference: see above.
         offline: ask nothing of the network, and take what is in the cache.
+        token: for the Hub; by default the one that you are logged in with.
 
     Raises:
         BestiaryError: it does not exist, has no such revision, or cannot be reached.
@@ -81,7 +82,7 @@ def open_repository(reference: str | Path, *, offline: bool = False) -> Reposito
         raise BestiaryError(f"There is no folder {text}. Give a folder of weights, or a Hub id like organisation/name.")
     from .hub import HubRepository
 
-    return HubRepository(text, offline=offline)
+    return HubRepository(text, offline=offline, token=token)
 
 
 def looks_like_hub(reference: str) -> bool:

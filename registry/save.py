@@ -14,13 +14,14 @@ from ..core.manifest import Manifest
 from .checkpoint import INDEX
 from .dtypes import config_name
 from .hub_config import config_from_manifest
-from .record import RECORD, record
+from .record import RECORD, record, working_tree
 from .staging import staged
 
 if TYPE_CHECKING:
     import torch
 
     from ..core.backbone import CausalLM
+    from .shards import Shards
 
 GENERATION = "generation_config.json"
 
@@ -60,20 +61,40 @@ def save(model: CausalLM, folder: str | Path, *, max_shard_size: int | str = "4G
     from .shards import Shards
 
     shards = Shards(model, max_shard_size, dtype)
-    hub = replace_hub(model.manifest, dtype=config_name(shards.dtype))
-    expressed = config_from_manifest(hub)
+    made = documents(model.manifest, shards)
     with staged(Path(folder)) as temporary:
         for name in shards.files:
             shards.write(name, temporary / name)
-        if shards.index:
-            (temporary / INDEX).write_text(json.dumps(shards.index, separators=(",", ":")), encoding="utf-8")
-        if expressed.config is not None:
-            _write(temporary / "config.json", expressed.config)
-        _write(temporary / RECORD, record(hub))
-        if special := _special_tokens(hub):
-            _write(temporary / GENERATION, special)
+        for name, content in made.files.items():
+            (temporary / name).write_bytes(content)
         files = tuple(sorted(path.name for path in temporary.iterdir()))
-    return SaveReport(Path(folder), files, shards.tensors, shards.nbytes, expressed.reason)
+    return SaveReport(Path(folder), files, shards.tensors, shards.nbytes, made.not_expressed)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The small files beside a model's weights."""
+
+    manifest: Manifest
+    """The model as these weights store it."""
+    files: dict[str, bytes]
+    """Name to content: index, configs and `bestiary.json`."""
+    not_expressed: str
+    """Why there is no `config.json`; empty when there is one."""
+
+
+def documents(manifest: Manifest, shards: Shards) -> Documents:
+    """What is written beside the files of `shards`."""
+    hub = replace_hub(manifest, dtype=config_name(shards.dtype))
+    expressed = config_from_manifest(hub)
+    files = {RECORD: _json(record(hub, source=working_tree(Path.cwd())))}
+    if shards.index:
+        files[INDEX] = json.dumps(shards.index, separators=(",", ":")).encode()
+    if expressed.config is not None:
+        files["config.json"] = _json(expressed.config)
+    if special := _special_tokens(hub):
+        files[GENERATION] = _json(special)
+    return Documents(hub, files, expressed.reason)
 
 
 def replace_hub(manifest: Manifest, *, dtype: str) -> Manifest:
@@ -86,5 +107,5 @@ def _special_tokens(manifest: Manifest) -> dict[str, Any]:
     return {name: token for name, token in tokens.items() if token is not None}
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json(data: dict[str, Any]) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()

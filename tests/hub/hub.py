@@ -90,7 +90,11 @@ class Hub:
 
     def popen(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """A `bestiary` process whose Hub is this one."""
-        command = [sys.executable, "-m", "bestiary", *arguments]
+        return self.start("-m", "bestiary", *arguments, env=env)
+
+    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """A Python process whose Hub is this one."""
+        command = [sys.executable, *arguments]
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env={**self.env, **(env or {})}, cwd=self.folder, **pipes)
 

@@ -161,7 +161,27 @@ class Handler(BaseHTTPRequestHandler):
         found = self._repo(repo)
         commit = self._commit(found, revision)
         siblings = [{"rfilename": path, "size": b.size, "blobId": b.sha1, **_lfs(b)} for path, b in commit.files.items()]
-        self._json({"id": repo, "sha": commit.id, "private": found.private, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0})
+        self._json(
+            {
+                "id": repo,
+                "sha": commit.id,
+                "private": found.private,
+                "siblings": siblings,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                **self._card(commit),
+            }
+        )
+
+    def _card(self, commit: Commit) -> dict[str, Any]:
+        """The header of a README, as the real Hub reads it."""
+        if (blob := commit.files.get("README.md")) is None:
+            return {}
+        text = self.server.store.path(blob.sha256).read_text()
+        found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        pairs = [line.partition(": ") for line in found[1].splitlines() if re.match(r"\w+: \S", line)] if found else []
+        return {"cardData": {key: value for key, _, value in pairs}}
 
     def tree(self, repo: str, revision: str, path: str = "") -> None:
         found = self._repo(repo)
