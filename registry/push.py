@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..core.errors import BestiaryError, Problem
 from .card import CARD, is_generated, make_card
-from .outgoing import Shard, from_folder, from_model
+from .outgoing import Outgoing, Shard, from_folder, from_model
 from .repository import FILE, looks_like_hub
 from .staging import OURS
 
@@ -112,21 +112,8 @@ def push(
 
         license = license_of(base_model, token)
     goal = _target(target, private, revision, pull_request, token, progress)
-    small = dict(outgoing.small)
-    if CARD not in small:
-        there = goal.read(CARD)
-        if there is None or is_generated(there):
-            text = make_card(
-                outgoing.manifest,
-                name=goal.name,
-                reference=target.partition("@")[0],
-                files=set(small),
-                figures=outgoing.figures,
-                license=license,
-                base_model=base_model,
-            )
-            small[CARD] = text.encode()
-    return goal.commit(small, outgoing.shards, message or f"Push {outgoing.manifest.name}")
+    card = _card(outgoing, target, goal, license, base_model)
+    return goal.commit(outgoing.small | card, outgoing.shards, message or f"Push {outgoing.manifest.name}")
 
 
 def stale(held: set[str], sent: set[str]) -> tuple[str, ...]:
@@ -152,3 +139,20 @@ def _target(target: str, private: bool | None, revision: str | None, pull_reques
     from .hub_commit import HubTarget
 
     return HubTarget(name, branch, private=private, pull_request=pull_request, token=token, progress=progress)
+
+
+def _card(outgoing: Outgoing, target: str, goal: Target, license: str, base_model: str) -> dict[str, bytes]:
+    """A new card, unless the source has one or somebody wrote the one that is there."""
+    there = None if CARD in outgoing.small else goal.read(CARD)
+    if CARD in outgoing.small or (there is not None and not is_generated(there)):
+        return {}
+    text = make_card(
+        outgoing.manifest,
+        name=goal.name,
+        reference=target.partition("@")[0],
+        files=set(outgoing.small),
+        figures=outgoing.figures,
+        license=license,
+        base_model=base_model,
+    )
+    return {CARD: text.encode()}
