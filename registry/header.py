@@ -6,9 +6,11 @@ start of the data, and tensors cover it without gaps.
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,26 @@ def parse_header(file: Path, text: bytes, size: int) -> list[Stored]:
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(file, tensors, 8 + length, size)
     return tensors
+
+
+def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> tuple[bytes, list[int]]:
+    """The beginning of a file with tensors one after the other.
+
+    Args:
+        tensors: name, dtype, shape and bytes of each.
+
+    Returns:
+        Everything before the data, a multiple of eight bytes, and where in the file each tensor begins.
+    """
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    begins, offset = [], 0
+    for name, dtype, shape, nbytes in tensors:
+        begins.append(offset)
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}
+        offset += nbytes
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, [8 + len(text) + begin for begin in begins]
 
 
 def _parse(file: Path, text: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core.errors import BestiaryError
 from .checkpoint import INDEX, SINGLE, weight_map
-from .header import AGAIN, LONGEST, Stored, parse_header, read_header
+from .header import AGAIN, LONGEST, Stored, make_header, parse_header, read_header
 from .hub_errors import explained
 from .progress import Advance, byte_bar
 from .repository import Repository
@@ -79,7 +79,7 @@ def fetch_ranges(repository: Repository, folder: Path, wanted: set[str] | None, 
 
 
 def _write(repository: Repository, name: str, tensors: Sequence[Stored], path: Path, advance: Advance | None) -> None:
-    header, placed = _header(tensors)
+    header, placed = make_header([(t.name, t.dtype, t.shape, t.nbytes) for t in tensors])
     if path.is_file() and _same(path, tensors):
         if advance:
             advance(sum(tensor.nbytes for tensor in tensors))
@@ -98,19 +98,6 @@ def _write(repository: Repository, name: str, tensors: Sequence[Stored], path: P
             if advance:
                 advance(done)
     part.replace(path)
-
-
-def _header(tensors: Sequence[Stored]) -> tuple[bytes, list[int]]:
-    """The header of a file with just these tensors in their order, and where in that file each begins."""
-    table, offset = {}, 0
-    begins = []
-    for tensor in tensors:
-        begins.append(offset)
-        table[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
-        offset += tensor.nbytes
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, [8 + len(text) + begin for begin in begins]
 
 
 def _pieces(tensors: Sequence[Stored], placed: Sequence[int]) -> Iterator[Range]:

@@ -30,18 +30,23 @@ def staged(folder: Path) -> Iterator[Path]:
         BestiaryError: there is something at `folder` that is no checkpoint.
     """
     folder = folder.absolute()
-    _check(folder)
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=folder.parent))
     try:
         temporary.chmod(0o755)
         yield temporary
-        _replace(folder, temporary)
+        replace_folder(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuses a folder that holds something other than a checkpoint.
+
+    Raises:
+        BestiaryError: says what is there.
+    """
     if folder.exists() and not folder.is_dir():
         raise BestiaryError(f"{folder}: this is a file. Name a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in OURS):
@@ -50,7 +55,8 @@ def _check(folder: Path) -> None:
         )
 
 
-def _replace(folder: Path, temporary: Path) -> None:
+def replace_folder(folder: Path, temporary: Path) -> None:
+    """Puts `temporary` in the place of `folder`, and moves what is not ours from the old one over."""
     if not folder.exists():
         temporary.rename(folder)
         return

@@ -1,0 +1,63 @@
+"""Blockwise FP8, as DeepSeek-V3 stores its weights: the definition, in plain torch.
+
+A matrix is cut into blocks of r rows and c columns; those at its edges may be smaller. Each block has one fp32 factor s, and
+numbers w are kept as e4m3(w / s), with s = max(amax, 1e-4) / 448 (DeepSeek-V3 technical report, section 3.3; 448 is the largest
+number of E4M3). Where s is rounded up to a power of two (UE8M0, as in DeepSeek-V3.1), division and multiplication are exact.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+E4M3_MAX = 448.0
+AMAX_FLOOR = 1e-4
+"""Least amax of a block, so that blocks of zeros have a factor too."""
+
+Block = tuple[int, int]
+
+
+def quantise_blocks(weight: Tensor, block: Block = (128, 128), *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
+    """Codes and factors of matrices.
+
+    Args:
+        weight: `[..., R, C]`, any float dtype, finite.
+        block: rows and columns of a block.
+        power_of_two: round factors up to powers of two.
+
+    Returns:
+        `[..., R, C]` float8_e4m3fn, and `[..., ceil(R / r), ceil(C / c)]` fp32, the multipliers of dequantisation.
+    """
+    rows, columns = weight.shape[-2:]
+    padding = (0, -columns % block[1], 0, -rows % block[0])
+    tiles = functional.pad(weight.float(), padding).unflatten(-1, (-1, block[1])).unflatten(-3, (-1, block[0]))
+    scale = tiles.abs().amax((-3, -1)).clamp_(min=AMAX_FLOOR) / E4M3_MAX
+    if power_of_two:
+        scale = round_up_to_power_of_two(scale)
+    codes = (tiles / scale[..., :, None, :, None]).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return codes.flatten(-4, -3).flatten(-2, -1)[..., :rows, :columns].contiguous(), scale
+
+
+def dequantise_blocks(codes: Tensor, scale: Tensor, block: Block = (128, 128), dtype: torch.dtype = torch.float32) -> Tensor:
+    """The numbers of `quantise_blocks`, computed in fp32 and rounded once.
+
+    Args:
+        codes: `[..., R, C]` float8_e4m3fn.
+        scale: `[..., ceil(R / r), ceil(C / c)]`.
+        block: rows and columns of a block.
+        dtype: of the result.
+    """
+    rows, columns = codes.shape[-2:]
+    spread = scale.float().repeat_interleave(block[0], -2)[..., :rows, :].repeat_interleave(block[1], -1)[..., :columns]
+    return (codes.float() * spread).to(dtype)
+
+
+def round_up_to_power_of_two(scale: Tensor) -> Tensor:
+    """The least power of two that is not below each number; exact, from the bits of fp32.
+
+    Args:
+        scale: fp32, positive, normal and finite.
+    """
+    bits = scale.contiguous().view(torch.int32)
+    return ((bits + 0x7FFFFF) & 0x7F800000).view(torch.float32)
