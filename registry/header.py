@@ -69,7 +69,11 @@ def parse_header(file: Path, text: bytes, size: int) -> list[Stored]:
         BestiaryError: as `read_header`.
     """
     length = len(text)
-    tensors = [_tensor(file, name, entry, 8 + length) for name, entry in _parse(file, text).items() if name != "__metadata__"]
+    table = _parse(file, text)
+    notes = table.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise BestiaryError(f"{file}: `__metadata__` in its header holds something else than texts. {AGAIN}")
+    tensors = [_tensor(file, name, entry, 8 + length) for name, entry in table.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_cover(file, tensors, 8 + length, size)
     return tensors

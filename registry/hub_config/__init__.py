@@ -45,7 +45,7 @@ def manifest_from_config(config: dict[str, Any], source: str) -> dict[str, Any]:
     """
     name = config.get("model_type")
     known = {model_type: family for family in FAMILIES for model_type in family.model_types}
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         found = "there is no model_type" if name is None else f"model_type '{name}' is not supported"
         raise BestiaryError(f"{source}: {found}. {suggest(str(name), known)}")
     family, reading, values = known[name], Config(config, source), {}
@@ -80,7 +80,9 @@ def config_from_manifest(manifest: Manifest) -> Expressed:
 
 def _check_architecture(reading: Config, family: Family) -> None:
     named = reading.data.get("architectures")
-    if named and family.architecture not in named:
+    if named and not isinstance(named, list):
+        reading.refuse("architectures", f"found {named!r}, a list of names is expected.", "Write what transformers writes there.")
+    elif named and family.architecture not in named:
         reading.refuse(
             "architectures", f"found {named}, supported is {family.architecture}.", "Only causal language models can be assembled."
         )

@@ -35,7 +35,7 @@ class StoredDtype:
         name = config.data.get("dtype", config.data.get("torch_dtype"))
         if name is None:
             return
-        if name not in PRECISIONS:
+        if not isinstance(name, str) or name not in PRECISIONS:
             config.refuse("dtype", f"{name!r} is not supported.", f"Known: {', '.join(sorted(PRECISIONS))}.")
             return
         values |= {"hub.dtype": name, "precision.use": PRECISIONS[name]}

@@ -218,3 +218,20 @@ def test_any_bytes_give_tensors_or_one_clear_error(tmp_path: Path, data: st.Data
         assert "x.safetensors" in str(error)
     else:
         assert all(8 <= tensor.offset <= tensor.offset + tensor.nbytes <= len(blob) for tensor in tensors)
+
+
+@pytest.mark.parametrize("value", [[], {}, True, 7, [[]], {"a": []}, "", None], ids=repr)
+@pytest.mark.parametrize("key", ["model_type", "architectures", "torch_dtype", "rope_scaling", "quantization_config", "eos_token_id"])
+def test_config_values_of_another_type(checkpoint: Path, key: str, value: object) -> None:
+    (checkpoint / "bestiary.json").unlink()
+    edit_json(checkpoint / "config.json", lambda data: data.update({key: value}))
+    try:
+        bestiary.load(checkpoint)
+    except bestiary.BestiaryError as error:
+        assert "config.json" in str(error) or "tensor" in str(error) or key in str(error)
+
+
+@pytest.mark.parametrize("notes", [[], "x", {"a": 1}, {"a": None}], ids=repr)
+def test_metadata_that_is_no_texts(checkpoint: Path, notes: object) -> None:
+    edit_header(checkpoint / "model.safetensors", lambda header: header.update(__metadata__=notes))
+    assert "`__metadata__` in its header holds something else than texts" in error_of(lambda: bestiary.load(checkpoint))
