@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic_core import CoreSchema, core_schema
 
 from .site import Site
+from .surgery import Conversion
 from .weights import Weight
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ class Component(Generic[T]):
     """Objectives only: methods of what is built that the model gains; the model is their first argument."""
     same_as: str | None = None
     """Claims to compute the same function with the same weights as another component of its slot."""
+    conversions: tuple[Conversion, ...] = ()
+    """Ways of making its weights from those of other components of its slot, or of itself with other options."""
     summary: str = ""
     origin: Origin | None = field(default=None, compare=False)
     """Which plugin offers it; filled in by the plugin manager."""

@@ -20,6 +20,7 @@ from .pull import fetch_weights
 from .record import manifest_of, named
 from .report import make_report
 from .repository import Folder, open_repository
+from .surgery import operate, plan_surgery
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ def load(
     device: torch.device | str | None = None,
     set: Settings = (),
     init: Sequence[str] = (),
+    convert: Sequence[str] = (),
     seed: int = 0,
     threads: int | None = None,
     locked: bool = False,
@@ -52,6 +54,8 @@ def load(
         set: changes to the manifest, e.g. `{"block.attention.use": "gqa"}`.
         init: what gets fresh weights instead of stored ones: parts of the manifest (`"block.attention"`, `"objective.mtp"`) or
             patterns on parameter names. Nothing is initialised that is not named here.
+        convert: parts whose stored weights are those of another component, or have other options, and are converted as the new
+            component declares (`"block.attention"`), or `"model.vocab_size"`.
         seed: of those fresh weights.
         threads: how many read at once; as many as there are processors, at most 8, by default.
         locked: refuse other versions of the plugins than those that `bestiary.json` names, instead of warning.
@@ -60,17 +64,20 @@ def load(
     Raises:
         BestiaryError: the manifest has problems, files are damaged, or tensors are missing, unexpected or misshapen; lists all.
     """
-    from ..core.assemble import assemble
+    from ..core.assemble import assemble, state
     from .hub_model import HubModel
 
     started = time.perf_counter()
     folder, name = _folder(reference, progress)
     manifest = named(manifest_of(folder, set=set, locked=locked), name)
     stored_as = manifest_of(folder) if set else manifest
-    plan = make_plan(manifest, open_checkpoint(folder), stored_as=stored_as, dtype=dtype, init=init)
+    checkpoint = open_checkpoint(folder)
+    surgery = plan_surgery(manifest, stored_as, convert)
+    plan = make_plan(manifest, checkpoint, stored_as=stored_as, dtype=dtype, init=(*init, *surgery.names))
     model = assemble(manifest, device="meta", dtype=plan.compute_dtype, kind=HubModel)
     _fill(model, plan, device, seed, threads, progress)
-    model.load_report = make_report(folder, plan, time.perf_counter() - started)
+    converted = operate(surgery, checkpoint, state(model), plan, threads=threads) if convert else ()
+    model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
     return model.eval()
 
 
@@ -86,6 +93,7 @@ def load_for_training(
     *,
     device: torch.device | str | None = None,
     init: Sequence[str] = (),
+    convert: Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
 ) -> HubModel:
@@ -96,21 +104,25 @@ def load_for_training(
         reference: as for `load`.
         device: where it goes; the CPU by default.
         init: as for `load`.
+        convert: as for `load`.
         seed: of fresh weights.
         progress: show a bar.
 
     Raises:
         BestiaryError: as `load` does.
     """
-    from ..core.assemble import assemble
+    from ..core.assemble import assemble, state
     from .hub_model import HubModel
 
     started = time.perf_counter()
     folder, _ = _folder(reference, progress)
-    plan = make_plan(manifest, open_checkpoint(folder), stored_as=manifest_of(folder), init=init, training=True)
+    checkpoint = open_checkpoint(folder)
+    surgery = plan_surgery(manifest, manifest_of(folder), convert)
+    plan = make_plan(manifest, checkpoint, stored_as=surgery.stored_as, init=(*init, *surgery.names), training=True)
     model = assemble(manifest, device="meta", kind=HubModel)
     _fill(model, plan, device, seed, None, progress)
-    model.load_report = make_report(folder, plan, time.perf_counter() - started)
+    converted = operate(surgery, checkpoint, state(model), plan, threads=None) if convert else ()
+    model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
     return model.train()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from .header import Stored
+    from .surgery import Converted
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class LoadReport:
     skipped: tuple[Skipped, ...]
     initialised: tuple[str, ...]
     """Parameters with fresh values."""
+    converted: tuple[Converted, ...]
+    """Parameters that weight surgery made from those of another component, with what was lost."""
     seconds: float
 
     @property
@@ -44,6 +48,7 @@ class LoadReport:
             lines.append(f"  {op:<12}{count:>7,} tensors {nbytes:>17,} bytes  {stored}{change}")
         lines += _listed("duplicate", [f"{stored.name} = {original}" for stored, original in self.duplicates])
         lines += _listed("skipped", [f"{skip.source.name}: {skip.why}" for skip in self.skipped])
+        lines += _listed("converted", [f"{one.name}: {one.rule}, error {one.error:.3g}" for one in self.converted])
         lines += _listed("initialised", list(self.initialised))
         return "\n".join(lines)
 
@@ -58,9 +63,10 @@ class LoadReport:
         return {key: (count, sizes[key]) for key, count in counts.items()}
 
 
-def make_report(folder: Path, plan: Plan, seconds: float) -> LoadReport:
+def make_report(folder: Path, plan: Plan, seconds: float, converted: Sequence[Converted] = ()) -> LoadReport:
     """The report of a plan that was carried out."""
-    return LoadReport(folder, tuple(plan.reads), plan.dtypes, tuple(plan.duplicates), tuple(plan.skipped), tuple(plan.initialised), seconds)
+    skipped, initialised = tuple(plan.skipped), tuple(plan.initialised)
+    return LoadReport(folder, tuple(plan.reads), plan.dtypes, tuple(plan.duplicates), skipped, initialised, tuple(converted), seconds)
 
 
 def _listed(title: str, lines: list[str], shown: int = 8) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ from ...core.site import Site
 from ...core.weights import Weight, linear, norm
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...core.surgery import Made
     from .attention import MultiHeadLatentAttention
 
 
@@ -77,3 +80,46 @@ def build(options: MLAOptions, site: Site) -> MultiHeadLatentAttention:
     from .attention import MultiHeadLatentAttention
 
     return MultiHeadLatentAttention(options, site)
+
+
+IDENTITY = 2.0**30
+"""Epsilon from which on the norm of a latent of ordinary size changes it by less than fp32 can show."""
+
+
+def gqa_why_not(before: Any, after: MLAOptions, site: Site) -> str:
+    """Why grouped-query attention cannot become this MLA; see `surgery.from_gqa`."""
+    width = before.head_dim or site.hidden_size // site.num_attention_heads
+    groups = before.num_key_value_heads or site.num_attention_heads
+    if before.qkv_bias or before.o_bias or before.qk_norm:
+        return "the checkpoint has biases or norms on queries and keys, and MLA has none."
+    if (after.qk_rope_head_dim, after.v_head_dim) != (width, width):
+        return f"heads are {width} wide in the checkpoint. Set qk_rope_head_dim and v_head_dim to {width}."
+    if groups > 1 and after.qk_nope_head_dim != width:
+        return f"keys of {groups} groups need as wide a part without position. Set qk_nope_head_dim to {width}."
+    if before.rope != after.rope or getattr(after.rope.scaling, "type", "") == "yarn":
+        return "rope differs from the checkpoint's, or is YaRN, which scales the scores of MLA only. Use the same, without YaRN."
+    if after.latent_norm_eps < IDENTITY:
+        return "the norm of the latent would change it. Set latent_norm_eps to 1099511627776 (2^40), which makes it the identity."
+    return ""
+
+
+def from_gqa(old: Mapping[str, Tensor], before: Any, after: MLAOptions, site: Site) -> dict[str, Made]:
+    """Tensors of MLA from those of grouped-query attention."""
+    from .surgery import from_gqa
+
+    return from_gqa(old, before.num_key_value_heads or site.num_attention_heads, before.rope_interleave, after, site)
+
+
+def mla_why_not(before: MLAOptions, after: MLAOptions, site: Site) -> str:
+    """Why MLA cannot become this MLA."""
+    same = {"rope_interleave": after.rope_interleave}
+    if before.model_copy(update=same) != after:
+        return "only rope_interleave of MLA can be converted. Keep its other options as the checkpoint has them."
+    return ""
+
+
+def from_mla(old: Mapping[str, Tensor], before: MLAOptions, after: MLAOptions, site: Site) -> dict[str, Made]:
+    """Tensors of MLA with its rotary rows in the new order."""
+    from .surgery import reorder
+
+    return reorder(old, before, after, site)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ...core.component import Component, Storage
 from ...core.hookspecs import hookimpl
+from ...core.surgery import Conversion
 from . import options as o
 
 BESTIARY_API = 1
@@ -39,6 +40,7 @@ def bestiary_attention() -> Component:
         o.gqa_weights,
         o.gqa_cost,
         o.gqa_check,
+        conversions=(Conversion("gqa", "heads regrouped, rotary rows reordered", o.gqa_why_not, o.gqa_from_gqa),),
         summary="Grouped-query attention; with one key-value head MQA, with as many as query heads MHA.",
     )
 

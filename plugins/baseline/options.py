@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -13,6 +13,9 @@ from ...core.site import Site
 from ...core.weights import Weight, linear, norm, swiglu
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...core.surgery import Made
     from .attention import GroupedQueryAttention
     from .ffn import Dense
     from .local import Local
@@ -75,6 +78,26 @@ def gqa_cost(options: GQAOptions, site: Site) -> Cost:
         saved_elements=site.hidden_size + 2 * q + 2 * kv + (q + kv if options.qk_norm else 0),
         saved_fp32=heads,
     )
+
+
+def gqa_why_not(before: GQAOptions, after: GQAOptions, site: Site) -> str:
+    """Why heads cannot be regrouped; see `surgery.regroup`."""
+    (_, groups, width), (_, wanted, new_width) = gqa_sizes(before, site), gqa_sizes(after, site)
+    if width != new_width:
+        return f"head_dim is {width} in the checkpoint and {new_width} here. Keep it."
+    for name in ("qkv_bias", "o_bias", "qk_norm", "rope"):
+        if getattr(before, name) != getattr(after, name):
+            return f"{name} differs from the checkpoint's. Keep it."
+    if max(groups, wanted) % min(groups, wanted):
+        return f"{groups} key-value heads neither divide {wanted} nor are divided by it. Use a divisor or a multiple."
+    return ""
+
+
+def gqa_from_gqa(old: Mapping[str, Tensor], before: GQAOptions, after: GQAOptions, site: Site) -> dict[str, Made]:
+    """Tensors of the same attention with other groups."""
+    from .surgery import regroup
+
+    return regroup(old, before, after, site)
 
 
 class DenseOptions(Options):

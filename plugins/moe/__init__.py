@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ...core.component import Component
 from ...core.hookspecs import hookimpl
+from ...core.surgery import Conversion
 from . import hookspecs
 from . import options as o
 
@@ -24,6 +25,7 @@ def bestiary_ffn() -> Component:
         o.cost,
         o.check,
         adjustable=("aux_loss_alpha",),
+        conversions=(Conversion("dense", "every expert is the dense layer (upcycling)", o.dense_why_not, o.from_dense),),
         summary="Shared experts for every token, and the K routed ones that a router picks.",
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,9 @@ from ...core.weights import PerExpert, Weight, packed, swiglu
 from .hookspecs import RouterSite
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ...core.surgery import Made
     from .moe import MixtureOfExperts
     from .routers import SigmoidGroup, Softmax, SoftmaxGroup
 
@@ -158,3 +161,19 @@ def build_softmax_group(options: SoftmaxGroupOptions, site: RouterSite) -> Softm
     from .routers import SoftmaxGroup
 
     return SoftmaxGroup(options, site)
+
+
+def dense_why_not(before: Any, after: MoEOptions, site: Site) -> str:
+    """Why a dense layer cannot become these experts; see `surgery.upcycle`."""
+    if before.intermediate_size != after.intermediate_size:
+        return f"the dense layer is {before.intermediate_size} wide. Set intermediate_size of the experts to that."
+    if not getattr(after.router.options, "norm_topk_prob", False):
+        return "the router's weights do not add up to a constant, so that the function would change. Set router.norm_topk_prob to true."
+    return ""
+
+
+def from_dense(old: Mapping[str, Tensor], before: Any, after: MoEOptions, site: Site) -> dict[str, Made]:
+    """Tensors of experts from those of a dense layer."""
+    from .surgery import upcycle
+
+    return upcycle(old, after)
