@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-METHODS = ("limit", "bestiary", "transformers")
+METHODS = ("limit", "bestiary", "bestiary-mmap", "transformers")
 
 
 def read_and_copy(folder: Path) -> object:
@@ -51,11 +51,12 @@ def prepare(method: str) -> Callable[[Path], object]:
 
     if method == "limit":
         return read_and_copy
-    if method == "bestiary":
+    if method.startswith("bestiary"):
         import bestiary
 
         bestiary.create_model("deepseek-v3-nano", device="meta")
-        return bestiary.load
+        reader = "mmap" if method.endswith("mmap") else "pread"
+        return lambda folder: bestiary.load(folder, reader=reader)
     from transformers import AutoModelForCausalLM, DeepseekV3Config
 
     with torch.device("meta"):

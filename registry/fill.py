@@ -8,13 +8,16 @@ whatever the checkpoint looks like.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from io import FileIO
 from itertools import chain
+from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,14 +42,24 @@ Straight = tuple[Stored, memoryview]
 
 Advance = Callable[[int], object]
 
+ReaderName = Literal["pread", "mmap"]
 
-def fill(reads: Sequence[Read], parameters: Mapping[str, Tensor], *, threads: int | None = None, advance: Advance | None = None) -> None:
+
+def fill(
+    reads: Sequence[Read],
+    parameters: Mapping[str, Tensor],
+    *,
+    threads: int | None = None,
+    reader: ReaderName = "pread",
+    advance: Advance | None = None,
+) -> None:
     """Fills `parameters` as `reads` say.
 
     Args:
         reads: from a plan.
         parameters: by name, allocated, in the dtypes of the plan.
         threads: how many read at once; as many as there are processors, at most 8, by default.
+        reader: `pread` asks the system for bytes; `mmap` copies from mapped files, which some local disks like better.
         advance: called with the bytes read since it was last called, from any thread.
 
     Raises:
@@ -56,25 +69,25 @@ def fill(reads: Sequence[Read], parameters: Mapping[str, Tensor], *, threads: in
     workers = threads or min(8, os.cpu_count() or 1)
 
     def run(batch: list[Read]) -> None:
-        reader = idle.get()
+        worker = idle.get()
         try:
             straight: list[Straight] = []
             for read in batch:
                 plain = read.op == "copy" and read.columns is None and read.target in memory
                 span = _span(parameters[read.target], read.region) if plain else None
                 if span is None:
-                    reader.read(read, parameters[read.target].detach()[read.region])
+                    worker.read(read, parameters[read.target].detach()[read.region])
                 else:
                     straight.append((read.source, memory[read.target][span.start : span.stop]))
-            reader.scatter(straight)
+            worker.scatter(straight)
         finally:
-            idle.put(reader)
+            idle.put(worker)
 
     memory = {name: _bytes(p.detach()) for name, p in parameters.items() if p.device.type == "cpu" and p.is_contiguous()}
     idle: SimpleQueue[_Reader] = SimpleQueue()
     with ExitStack() as readers, ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
         for _ in range(workers):
-            idle.put(readers.enter_context(_Reader(advance)))
+            idle.put(readers.enter_context(READERS[reader](advance)))
         futures = [pool.submit(run, batch) for batch in _batches(ordered)]
         try:
             for future in futures:
@@ -250,6 +263,37 @@ class _Reader:
         tensor = torch.empty(source.shape, dtype=getattr(torch, FLOATS[source.dtype]))
         self.bytes(source, 0, _bytes(tensor))
         return tensor
+
+
+class _Mapped(_Reader):
+    """The same through a mapping of the file, whose pages are the page cache's own."""
+
+    _pages: Tensor | None = None
+    _path: Path | None = None
+
+    def scatter(self, parts: Sequence[Straight]) -> None:
+        for stored, view in parts:
+            self.bytes(stored, 0, view)
+
+    def bytes(self, source: Stored, start: int, view: memoryview) -> None:
+        begin = source.offset + start
+        found = self._mapping(source)[begin : begin + len(view)]
+        if len(found) != len(view):
+            raise BestiaryError(f"{source.file}: the file ends inside of tensor {source.name}. {AGAIN}")
+        if len(view):
+            torch.frombuffer(view, dtype=torch.uint8).copy_(found)
+        if self._advance is not None:
+            self._advance(len(view))
+
+    def _mapping(self, source: Stored) -> Tensor:
+        if self._pages is None or self._path != source.file:
+            with source.file.open("rb") as file:  # copy-on-write, because torch wants memory that it may write to
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._pages, self._path = torch.frombuffer(pages, dtype=torch.uint8), source.file
+        return self._pages
+
+
+READERS: dict[str, type[_Reader]] = {"pread": _Reader, "mmap": _Mapped}
 
 
 def _block_rows(matrix: Tensor, height: int, skip: int) -> list[Tensor]:

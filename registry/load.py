@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.backbone import CausalLM
+    from .fill import ReaderName
     from .hub_model import HubModel
     from .repository import Repository
 
@@ -40,6 +41,7 @@ def load(
     convert: Sequence[str] = (),
     seed: int = 0,
     threads: int | None = None,
+    reader: ReaderName = "pread",
     locked: bool = False,
     progress: bool = False,
 ) -> HubModel:
@@ -58,6 +60,7 @@ def load(
             component declares (`"block.attention"`), or `"model.vocab_size"`.
         seed: of those fresh weights.
         threads: how many read at once; as many as there are processors, at most 8, by default.
+        reader: `pread`, or `mmap`, which is slow on network disks and may be faster on local ones.
         locked: refuse other versions of the plugins than those that `bestiary.json` names, instead of warning.
         progress: show a bar.
 
@@ -69,13 +72,15 @@ def load(
 
     started = time.perf_counter()
     folder, name = _folder(reference, progress)
+    if reader not in ("pread", "mmap"):
+        raise BestiaryError(f"reader='{reader}': there is no such way to read. Known: pread, mmap.")
     manifest = named(manifest_of(folder, set=set, locked=locked), name)
     stored_as = manifest_of(folder) if set else manifest
     checkpoint = open_checkpoint(folder)
     surgery = plan_surgery(manifest, stored_as, convert)
     plan = make_plan(manifest, checkpoint, stored_as=stored_as, dtype=dtype, init=(*init, *surgery.names))
     model = assemble(manifest, device="meta", dtype=plan.compute_dtype, kind=HubModel)
-    _fill(model, plan, device, seed, threads, progress)
+    _fill(model, plan, device, seed, threads, reader, progress)
     converted = operate(surgery, checkpoint, state(model), plan, threads=threads) if convert else ()
     model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
     return model.eval()
@@ -120,7 +125,7 @@ def load_for_training(
     surgery = plan_surgery(manifest, manifest_of(folder), convert)
     plan = make_plan(manifest, checkpoint, stored_as=surgery.stored_as, init=(*init, *surgery.names), training=True)
     model = assemble(manifest, device="meta", kind=HubModel)
-    _fill(model, plan, device, seed, None, progress)
+    _fill(model, plan, device, seed, None, "pread", progress)
     converted = operate(surgery, checkpoint, state(model), plan, threads=None) if convert else ()
     model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
     return model.train()
@@ -142,7 +147,15 @@ def _folder(reference: str | Path | Repository, progress: bool = False) -> tuple
     return fetch_weights(repository, progress=progress), repository.name
 
 
-def _fill(model: CausalLM, plan: Plan, device: torch.device | str | None, seed: int, threads: int | None, progress: bool) -> None:
+def _fill(
+    model: CausalLM,
+    plan: Plan,
+    device: torch.device | str | None,
+    seed: int,
+    threads: int | None,
+    reader: ReaderName,
+    progress: bool,
+) -> None:
     """Allocates what `plan` says and fills it."""
     import torch
 
@@ -155,7 +168,7 @@ def _fill(model: CausalLM, plan: Plan, device: torch.device | str | None, seed: 
     allocate(model, own_entries(model.manifest), torch.device(device or "cpu"))
     with byte_bar("loading", plan.nbytes, progress) as advance:
         _check_tied(plan, advance)
-        fill(plan.reads, state(model), threads=threads, advance=advance)
+        fill(plan.reads, state(model), threads=threads, reader=reader, advance=advance)
     if plan.initialised:
         initialise(model, seed=seed, only=plan.initialised)
 

@@ -239,3 +239,15 @@ def test_the_bytes_of_a_region_are_those_that_indexing_gives(shape, data):
 def test_a_region_in_several_pieces_has_no_span():
     assert _span(torch.empty(4, 6), (slice(0, 2), slice(0, 3))) is None
     assert _span(torch.empty(4, 6), (slice(0, 4, 2),)) is None
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16], ids=str)
+def test_mapped_files_give_the_same(sharded: Path, tmp_path: Path, dtype: torch.dtype | None) -> None:
+    from .test_fp8 import quantised
+
+    quantised(tmp_path / "fp8", V3, (16, 16))
+    for folder in (sharded, tmp_path / "fp8"):
+        a, b = (bestiary.load(folder, dtype=dtype, reader=reader, threads=3).state_dict() for reader in ("pread", "mmap"))
+        assert all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
+    with pytest.raises(bestiary.BestiaryError, match="Known: pread, mmap"):
+        bestiary.load(sharded, reader="carrier pigeon")  # pyright: ignore[reportArgumentType]
