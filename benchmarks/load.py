@@ -1,10 +1,10 @@
 """How fast a checkpoint is loaded, and with how much memory: ours beside transformers and beside the machine's own limit.
 
-    python benchmarks/load.py [--manifest deepseek-v3-mini] [--repeat 5]
+    python benchmarks/load.py [--manifest deepseek-v3-mini] [--set PATH=VALUE ...] [--fp8] [--repeat 5]
 
-The checkpoint is bf16, written to a temporary folder, and read from the page cache. The limit is the time of reading its
-bytes and copying them once into fresh memory. Every figure is the median over fresh processes, each of which imports
-everything first. Memory is the peak of anonymous pages (RssAnon) above what the process had before loading.
+The checkpoint is bf16, or FP8 blocks that become bf16, in a temporary folder, and read from the page cache. The limit is
+the time of reading its bytes and copying them once into fresh memory. Every figure is the median over fresh processes, each
+of which imports everything first. Memory is the peak of anonymous pages (RssAnon) above what the process had before loading.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 METHODS = ("limit", "bestiary", "bestiary-mmap", "transformers")
@@ -53,10 +53,12 @@ def prepare(method: str) -> Callable[[Path], object]:
         return read_and_copy
     if method.startswith("bestiary"):
         import bestiary
+        from bestiary.registry import fill, plan
 
+        del fill, plan  # they are imported when a load first needs them
         bestiary.create_model("deepseek-v3-nano", device="meta")
-        reader = "mmap" if method.endswith("mmap") else "pread"
-        return lambda folder: bestiary.load(folder, reader=reader)
+        load, reader = bestiary.load, "mmap" if method.endswith("mmap") else "pread"
+        return lambda folder: load(folder, reader=reader)
     from transformers import AutoModelForCausalLM, DeepseekV3Config
 
     with torch.device("meta"):
@@ -93,25 +95,29 @@ def rss_anon() -> int:
     raise RuntimeError("this benchmark reads RssAnon from Linux' /proc/self/status")
 
 
-def write_checkpoint(manifest: str, folder: Path) -> int:
-    """Writes fresh bf16 weights; returns the bytes of all tensors."""
+def write_checkpoint(manifest: str, folder: Path, *, set: Sequence[str] = (), fp8: bool = False) -> int:
+    """Writes fresh weights; returns the bytes of all tensors."""
     import torch
 
     import bestiary
+    from bestiary.registry.convert.convert import convert
+    from bestiary.registry.convert.options import Options
 
-    model = bestiary.create_model(manifest, dtype=torch.bfloat16)
-    return bestiary.save(model, folder).nbytes
+    plain = folder.with_name("bf16") if fp8 else folder
+    nbytes = bestiary.save(bestiary.create_model(manifest, set=set, dtype=torch.bfloat16), plain).nbytes
+    return convert(plain, folder, Options("fp8")).nbytes if fp8 else nbytes
 
 
-def run(manifest: str, repeat: int) -> dict[str, dict[str, float]]:
+def run(manifest: str, repeat: int, *, set: Sequence[str] = (), fp8: bool = False) -> dict[str, dict[str, float]]:
     """Medians of every method over `repeat` fresh processes, the methods taking turns."""
-    found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
+    methods = METHODS[:-1] if fp8 else METHODS  # transformers does not read ragged blocks, and needs accelerate for others
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
-        nbytes = write_checkpoint(manifest, folder)
+        nbytes = write_checkpoint(manifest, folder, set=set, fp8=fp8)
         read_and_copy(folder)
         for _ in range(repeat):
-            for method in METHODS:
+            for method in methods:
                 command = [sys.executable, __file__, "--child", method, "--folder", str(folder)]
                 out = subprocess.run(command, capture_output=True, text=True, check=True)
                 found[method].append(json.loads(out.stdout.splitlines()[-1]))
@@ -125,6 +131,8 @@ def run(manifest: str, repeat: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", default="deepseek-v3-mini")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="a change of the manifest")
+    parser.add_argument("--fp8", action="store_true", help="store FP8 blocks")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -132,7 +140,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(prepare(options.child), options.folder)))
         return
-    rows = run(options.manifest, options.repeat)
+    rows = run(options.manifest, options.repeat, set=options.set, fp8=options.fp8)
     columns = list(next(iter(rows.values())))
     print(f"{'':<14}" + "".join(f"{column:>22}" for column in columns))
     for method, row in rows.items():

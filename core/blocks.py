@@ -50,7 +50,23 @@ def dequantise_blocks(codes: Tensor, scale: Tensor, block: Block = (128, 128), d
     """
     rows, columns = codes.shape[-2:]
     spread = scale.float().repeat_interleave(block[0], -2)[..., :rows, :].repeat_interleave(block[1], -1)[..., :columns]
-    return (codes.float() * spread).to(dtype)
+    return decode_e4m3(codes).mul_(spread).to(dtype)
+
+
+def decode_e4m3(codes: Tensor) -> Tensor:
+    """The numbers of float8_e4m3fn codes in fp32, in new memory; NaN stays NaN.
+
+    On a CPU torch casts one number after another. The bits of a code, moved to their places in fp16, are the number times
+    2^-8, subnormal or not, and from there on everything is vector code: about ten times as fast.
+    """
+    if codes.device.type != "cpu":
+        return codes.float()
+    bits = codes.contiguous().view(torch.int8)
+    half = bits.to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~(1 << 14))  # the shift left a second sign in bit 14
+    numbers = half.view(torch.float16).float().mul_(256.0)
+    if bits.numel() and int(bits.bitwise_and(127).amax()) == 127:  # the one code whose exponent means no number
+        numbers.masked_fill_(codes.isnan(), torch.nan)
+    return numbers
 
 
 def round_up_to_power_of_two(scale: Tensor) -> Tensor:

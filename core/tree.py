@@ -92,14 +92,18 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     return data
 
 
+NODES = (dict, list, Mapping)
+SCALARS = frozenset((str, int, float, bool, type(None)))
+
+
 def deeper_than(data: Any, levels: int) -> bool:
     """Whether tables and lists are nested more than `levels` deep."""
     layer = [data]
     for _ in range(levels + 1):
-        inner = [node.values() if isinstance(node, Mapping) else node for node in layer if isinstance(node, Mapping | list)]
+        inner = [node.values() if isinstance(node, Mapping) else node for node in layer if isinstance(node, NODES)]
         if not inner:
             return False
-        layer = [value for values in inner for value in values if isinstance(value, Mapping | list)]
+        layer = [value for values in inner for value in values if type(value) not in SCALARS]
     return True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.blocks import decode_e4m3
 from ..core.errors import BestiaryError
 from .layout import Block
 
@@ -33,11 +34,13 @@ def check_scales(scale: Tensor, name: str, file: str) -> None:
 
 
 def dequantise(rows: Tensor, columns_scale: Tensor, out: Tensor) -> None:
-    """One block row, or a part of it.
+    """Some block rows of equal height, or a part of one.
 
     Args:
         rows: `[n, C]` float8_e4m3fn.
-        columns_scale: `[C]` fp32, from `spread_columns`.
+        columns_scale: `[b, C]` fp32, from `spread_columns`; b divides n.
         out: `[n, C]`, any float dtype and device.
     """
-    out.copy_(rows.float().mul_(columns_scale))
+    numbers = decode_e4m3(rows)
+    numbers.view(len(columns_scale), -1, rows.shape[1]).mul_(columns_scale[:, None])
+    out.copy_(numbers)

@@ -31,6 +31,9 @@ from .plan import Read
 BUFFER = 8 << 20
 """Bytes of a thread's buffer, more only where a single FP8 block row needs it."""
 
+DECODED = 1 << 18
+"""FP8 codes that are decoded together: few calls for small tensors, and what is made on the way stays in the cache."""
+
 BATCH = 4 << 20
 """Bytes that one task reads at least: many small tensors, or one large one."""
 
@@ -234,9 +237,9 @@ class _Reader:
         row = 0
         for matrix, blocks in matrices:
             spread = spread_columns(blocks, read.block, read.source.shape[-1])[:, columns[0] : columns[1]]
-            for rows, factors in zip(_block_rows(matrix, height, read.skip), spread, strict=True):
+            for rows, of in _block_rows(matrix, height, read.skip):
                 stored = self._rows(read, row, len(rows))
-                dequantise(stored.view(torch.float8_e4m3fn).view(rows.shape), factors, rows)
+                dequantise(stored.view(torch.float8_e4m3fn).view(rows.shape), spread[of], rows)
                 row += len(rows)
 
     def _columns(self, read: Read, out: Tensor) -> None:
@@ -296,10 +299,16 @@ class _Mapped(_Reader):
 READERS: dict[str, type[_Reader]] = {"pread": _Reader, "mmap": _Mapped}
 
 
-def _block_rows(matrix: Tensor, height: int, skip: int) -> list[Tensor]:
-    """The rows of each FP8 block, when the first block lacks its first `skip` rows."""
-    first = min(height - skip, len(matrix))
-    return [matrix[:first], *(matrix[first:].split(height) if first < len(matrix) else ())]
+def _block_rows(matrix: Tensor, height: int, skip: int) -> Iterator[tuple[Tensor, slice]]:
+    """Rows to be decoded together, whole FP8 blocks or a part of one, and which blocks; the first block lacks its first `skip` rows."""
+    many = max(1, DECODED // (height * matrix.shape[1])) * height
+    start = block = 0
+    while start < len(matrix):
+        whole = (len(matrix) - start) // height * height
+        rows = min(height - skip, len(matrix) - start) if skip or not whole else min(many, whole)
+        blocks = -(-rows // height)
+        yield matrix[start : start + rows], slice(block, block + blocks)
+        start, block, skip = start + rows, block + blocks, 0
 
 
 def _pieces(out: Tensor, most: int) -> Iterator[Tensor]:

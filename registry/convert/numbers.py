@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...core.blocks import Block, quantise_blocks
+from ...core.blocks import Block, decode_e4m3, quantise_blocks
 from ...core.errors import BestiaryError, Problem
 from ..dequantise import check_scales, spread_columns
 from ..dtypes import FLOATS, FP8, SIZES
@@ -81,7 +81,7 @@ def _rows(part: Part, start: int, count: int, block: Block | None) -> Tensor:
     rows, tall = height(source.shape), math.ceil(height(source.shape) / block[0])
     index = torch.arange(start, start + count)
     which = index // rows * tall + index % rows // block[0]
-    return raw.view(torch.float8_e4m3fn).float().mul_(spread_columns(scale[which], block, columns(source.shape)))
+    return decode_e4m3(raw.view(torch.float8_e4m3fn)).mul_(spread_columns(scale[which], block, columns(source.shape)))
 
 
 def _scales(scale: Stored) -> Tensor:

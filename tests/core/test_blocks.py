@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestiary.core.blocks import dequantise_blocks, quantise_blocks, round_up_to_power_of_two
+from bestiary.core.blocks import decode_e4m3, dequantise_blocks, quantise_blocks, round_up_to_power_of_two
 
 CODES = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 """Every number of E4M3; two of them are NaN."""
@@ -83,3 +83,12 @@ def test_powers_of_two() -> None:
     first, scale = quantise_blocks(weight, (16, 16), power_of_two=True)
     numbers = dequantise_blocks(first, scale, (16, 16))
     assert torch.equal(dequantise_blocks(*quantise_blocks(numbers, (16, 16), power_of_two=True), (16, 16)), numbers)
+
+
+def test_every_code_decodes_as_torch_does() -> None:
+    expected = CODES.float()
+    assert torch.equal(decode_e4m3(CODES).nan_to_num(1e9), expected.nan_to_num(1e9)) and int(decode_e4m3(CODES).isnan().sum()) == 2
+    finite = CODES[~expected.isnan()]
+    assert torch.equal(decode_e4m3(finite), finite.float())
+    assert torch.equal(decode_e4m3(finite[:252].view(12, 21).T), finite[:252].view(12, 21).T.float())  # not contiguous
+    assert decode_e4m3(finite[:0].view(0, 3)).shape == (0, 3)
