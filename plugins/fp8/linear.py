@@ -1,0 +1,82 @@
+"""A linear layer whose three products run in FP8 (DeepSeek-V3 technical report, figure 6).
+
+    forward          y  = x wᵀ       x in 1x128 tiles, w in 128x128 blocks       bf16
+    input gradient   dx = dy w       dy in 1x128 tiles, w's blocks transposed     bf16
+    weight gradient  dw = dyᵀ x      dy and x in tiles of 128 tokens              fp32
+
+The weight gradient may be deferred through a `WeightGradients` store; each product runs once either way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core import weight_gradients
+from ...core.layers.linear import Linear
+from ...core.weight_gradients import WeightGradients, accumulate
+from .quantize import Quantised
+from .recipe import Recipe
+
+
+class FP8Linear(Linear):
+    """`[..., d_in] -> [..., d_out]`; the parameter is the master weight, in the dtype in which it is stored."""
+
+    def __init__(self, d_in: int, d_out: int, recipe: Recipe, *, bias: bool = False) -> None:
+        super().__init__(d_in, d_out, bias=bias)
+        self.recipe = recipe
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_meta:
+            return x.new_empty(*x.shape[:-1], self.weight.shape[0])
+        store = weight_gradients.active() if torch.is_grad_enabled() else None
+        y: Tensor = _Products.apply(x, self.weight, self.recipe, store)  # type: ignore[assignment]
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, recipe: Recipe, store: WeightGradients | None) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        rows, blocks = recipe.activation(flat), recipe.weight(weight)
+        ctx.recipe, ctx.store, ctx.weight = recipe, store, weight
+        keep(ctx, recipe, flat, rows, blocks)
+        return recipe.backend.product(rows, blocks, x.dtype).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        recipe, weight, store, (grad,) = ctx.recipe, ctx.weight, ctx.store, grads
+        flat = grad.reshape(-1, grad.shape[-1])
+        x, blocks = kept(ctx)
+
+        def weight_gradient() -> Tensor:
+            inputs, outputs = recipe.activation(x(), "tokens"), recipe.gradient(flat, "tokens")
+            return recipe.backend.product(outputs.T, inputs.T, torch.float32)
+
+        x_grad = None
+        if ctx.needs_input_grad[0]:
+            x_grad = recipe.backend.product(recipe.gradient(flat), blocks.T, grad.dtype).view(*grad.shape[:-1], weight.shape[1])
+        if not weight.requires_grad:
+            return x_grad, None, None, None
+        if store is not None:
+            store.put(lambda: accumulate(weight, weight_gradient()))
+            return x_grad, None, None, None
+        return x_grad, weight_gradient().to(weight.dtype), None, None
+
+
+def keep(ctx: Any, recipe: Recipe, x: Tensor, rows: Quantised, blocks: Quantised) -> None:
+    """Saves a layer's input, as codes or as it is, and the codes of its weight for the backward pass."""
+    saved = (x,) if recipe.options.saved_input == "bf16" else (rows.codes, rows.scale)
+    ctx.save_for_backward(*saved, blocks.codes, blocks.scale)
+    ctx.tiles, ctx.dtype = (rows.tile, blocks.tile), x.dtype
+
+
+def kept(ctx: Any) -> tuple[Any, Quantised]:
+    """What `keep` saved: a function that gives the input, decoded when it is called, and the weight's codes."""
+    *saved, codes, scale = ctx.saved_tensors
+    rows, dtype = ctx.tiles[0], ctx.dtype
+    inputs = (lambda: saved[0]) if len(saved) == 1 else (lambda: Quantised(saved[0], saved[1], rows).values(dtype))
+    return inputs, Quantised(codes, scale, ctx.tiles[1])

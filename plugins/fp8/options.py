@@ -1,0 +1,55 @@
+"""Options of FP8 mixed-precision training (DeepSeek-V3 technical report, section 3.3 and appendix B)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from ...core.component import Options, Storage
+from ...core.site import Site
+
+if TYPE_CHECKING:
+    from .precision import FP8
+
+TILE = 128
+"""Numbers that share a factor, and products between promotions."""
+
+
+class FP8Options(Options):
+    scales: Literal["power-of-two", "fp32"] = "power-of-two"
+    """Factors as powers of two, rounded up (UE8M0 kept in fp32, as in DeepSeek-V3.1), or as they come out, as in DeepSeek-V3."""
+    preset: Literal["deepseek-v3", "deepgemm", "te"] = "deepseek-v3"
+    """Whose convention fp32 factors follow: `deepseek-v3` divides by the factor, `deepgemm` multiplies by its reciprocal, `te`
+    multiplies by 448 / amax and knows no floor. Power-of-two factors give the same codes under each, above the floor."""
+    floor: float = Field(default=1e-4, gt=1e-36)
+    """Least amax of a tile of activations or weights."""
+    gradient_floor: float = Field(default=2.0**-100, gt=1e-36)
+    """Least amax of a tile of gradients. The published 1e-4 loses small ones: most of those with a spread of 1e-10 become zero."""
+    activations: Literal["tile", "row", "tensor"] = "tile"
+    """What shares a factor: `tile` is 1x128, one token and 128 channels; 128 tokens and one channel for weight gradients."""
+    gradients: Literal["tile", "block", "row", "tensor"] = "tile"
+    """The same for the gradients of activations; `block`, 128x128, is the variant that diverged (appendix B.2)."""
+    weights: Literal["block", "row", "tensor"] = "block"
+    """The same for weights; `block` is 128x128."""
+    gradient_format: Literal["e4m3", "e5m2"] = "e4m3"
+    """FP8 format of gradients; E5M2 has more range and one bit less."""
+    accumulation: Literal["fp32", "hopper", "hopper-unpromoted"] = "fp32"
+    """`fp32` sums in fp32; `hopper` models its tensor cores, which cut sums to 13 bits after every 32 products, and promotes
+    them to fp32 every 128; `hopper-unpromoted` does not promote (section 3.3.2). Both models are slow."""
+    saved_input: Literal["fp8", "bf16"] = "fp8"
+    """What the backward pass keeps of a layer's input. FP8 codes are requantised along tokens there, as published."""
+    backend: Literal["auto", "emulation"] = "auto"
+    """What multiplies; `auto` takes the fastest that the device has."""
+
+
+def build_fp8(options: FP8Options, site: Site) -> FP8:
+    from .precision import FP8
+
+    return FP8(options)
+
+
+def fp8_storage(options: FP8Options) -> Storage:
+    """Master weights, gradients and moments as in bf16 training; the copy that is computed with has one byte and its factors."""
+    block = TILE * TILE if options.weights == "block" else TILE
+    return Storage(copy=1 + 4 / block, inference=2, inference_high=2)

@@ -1,0 +1,60 @@
+"""The precision component: FP8 products where the recipe has them, bf16 elsewhere, fp32 master weights."""
+
+from __future__ import annotations
+
+import torch
+
+from ...core.layers.grouped import GroupedLinear
+from ...core.layers.linear import Linear
+from ...core.weights import Role
+from .grouped import FP8GroupedLinear
+from .linear import FP8Linear
+from .options import FP8Options
+from .recipe import Recipe
+
+
+class FP8:
+    """Matrices of attention, dense layers and experts multiply in FP8; everything else is as in `bf16`."""
+
+    def __init__(self, options: FP8Options) -> None:
+        self.compute_dtype = torch.bfloat16
+        self.recipe = Recipe(options)
+
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
+        """An FP8 layer for the role `linear`; projections, gates and heads stay high."""
+        return FP8Linear(d_in, d_out, self.recipe, bias=bias) if role == "linear" else Linear(d_in, d_out, bias=bias)
+
+    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:
+        """FP8 experts."""
+        return FP8GroupedLinear(experts, d_in, d_out, self.recipe)
+
+    def storage_dtype(self, role: Role) -> torch.dtype:
+        """Master weights."""
+        return torch.float32
+
+    def cast(self, dtype: torch.dtype) -> Plain:
+        """Without FP8: parameters and products in `dtype`, for inference and for tests."""
+        return Plain(dtype)
+
+
+class Plain:
+    """Layers that store and compute in one dtype; selection biases keep fp32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.compute_dtype = dtype
+
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
+        """A layer that computes in the dtype of its input."""
+        return Linear(d_in, d_out, bias=bias)
+
+    def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:
+        """Stacked layers that compute in the dtype of their input."""
+        return GroupedLinear(experts, d_in, d_out)
+
+    def storage_dtype(self, role: Role) -> torch.dtype:
+        """The dtype, and at least fp32 for selection biases."""
+        return torch.promote_types(self.compute_dtype, torch.float32) if role == "state" else self.compute_dtype
+
+    def cast(self, dtype: torch.dtype) -> Plain:
+        """The same in another dtype."""
+        return Plain(dtype)

@@ -1,0 +1,42 @@
+"""Which tensors of a product become FP8 how, from the options; shared by dense and grouped layers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from .backends import Backend, choose
+from .options import TILE, FP8Options
+from .quantize import Quantised, Rule, Tile
+
+Along = Literal["channels", "tokens"]
+
+
+class Recipe:
+    """The quantisers of a model, and the backend that multiplies."""
+
+    def __init__(self, options: FP8Options) -> None:
+        self.options = options
+        self.backend: Backend = choose(options)
+        power_of_two = options.scales == "power-of-two"
+        self._forward = Rule(options.floor, power_of_two, "e4m3", options.preset)
+        self._backward = Rule(options.gradient_floor, power_of_two, options.gradient_format, options.preset)
+
+    def weight(self, weight: Tensor) -> Quantised:
+        """`[..., N, K]` parameters."""
+        tiles: dict[str, Tile] = {"block": (TILE, TILE), "row": (1, None), "tensor": (None, None)}
+        return self.backend.quantise(weight.detach(), tiles[self.options.weights], self._forward)
+
+    def activation(self, x: Tensor, along: Along = "channels") -> Quantised:
+        """`[M, K]` inputs: tiles along channels to multiply with weights, along tokens for weight gradients."""
+        return self.backend.quantise(x, _tile(self.options.activations, along), self._forward)
+
+    def gradient(self, grad: Tensor, along: Along = "channels") -> Quantised:
+        """`[M, N]` gradients of outputs."""
+        return self.backend.quantise(grad, _tile(self.options.gradients, along), self._backward)
+
+
+def _tile(granularity: str, along: Along) -> Tile:
+    tile: Tile = {"tile": (1, TILE), "block": (TILE, TILE), "row": (1, None), "tensor": (None, None)}[granularity]
+    return tile if along == "channels" else (tile[1], tile[0])

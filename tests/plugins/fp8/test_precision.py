@@ -1,0 +1,72 @@
+"""The FP8 component in whole models: what it touches, that it trains, saves and loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bestiary
+from bestiary.core.contracts import Batch
+from bestiary.plugins.fp8.grouped import FP8GroupedLinear
+from bestiary.plugins.fp8.linear import FP8Linear
+
+NANO = "deepseek-v3-nano"
+
+
+def batch(length: int = 40) -> Batch:
+    tokens = torch.randint(0, 200, (2, length + 1), generator=torch.Generator().manual_seed(1))
+    return Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+def test_what_stays_high() -> None:
+    model = bestiary.create_model(NANO, set=["precision.use=fp8"])
+    fp8 = {name for name, part in model.named_modules() if isinstance(part, (FP8Linear, FP8GroupedLinear))}
+    roles = {entry.name: entry.weight.role for entry in bestiary.core.table.entries(model.manifest)}
+    low = {name for name, role in roles.items() if role in ("linear", "expert") and name.endswith(".weight")}
+    assert fp8 == {name.removesuffix(".weight") for name in low}
+    assert not any("lm_head" in name or "embed" in name or "gate." in name or "eh_proj" in name for name in fp8)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_same_weights_and_close_loss() -> None:
+    """Without experts: which ones a token takes may hang on the last digits."""
+    losses, grads = [], []
+    for use in ("bf16", "fp8"):
+        model = bestiary.create_model(NANO, set=[f"precision.use={use}", "block.ffn.use=dense"], seed=3)
+        loss = model.loss(batch(), model.counts(batch())).total
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=2e-3)
+    assert torch.cosine_similarity(grads[0], grads[1], dim=0) > 0.98
+
+
+def test_trains() -> None:
+    model = bestiary.create_model(NANO, set=["precision.use=fp8"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        loss = model.loss(batch(), model.counts(batch())).total
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_saved_weights_are_the_masters(tmp_path: Path) -> None:
+    model = bestiary.create_model(NANO, set=["precision.use=fp8"])
+    bestiary.save(model, tmp_path / "m")
+    again = bestiary.load(tmp_path / "m")
+    assert again.manifest.precision.use == "fp8"
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+
+
+def test_bad_options() -> None:
+    with pytest.raises(bestiary.BestiaryError, match="gradients"):
+        bestiary.create_model(NANO, set=["precision.use=fp8", "precision.gradients=huge"])
+    with pytest.raises(bestiary.BestiaryError, match="floor"):
+        bestiary.create_model(NANO, set=["precision.use=fp8", "precision.floor=0"])
