@@ -15,6 +15,7 @@ def bestiary_precision() -> Component:
         "fp8",
         o.FP8Options,
         o.build_fp8,
+        check=o.fp8_check,
         storage=o.fp8_storage,
         summary="Products in FP8 with a factor per tile, fp32 sums; embedding, head, gate, norms and attention core as in bf16.",
     )

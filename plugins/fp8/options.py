@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -39,14 +40,21 @@ class FP8Options(Options):
     them to fp32 every 128; `hopper-unpromoted` does not promote (section 3.3.2). Both models are slow."""
     saved_input: Literal["fp8", "bf16"] = "fp8"
     """What the backward pass keeps of a layer's input. FP8 codes are requantised along tokens there, as published."""
-    backend: Literal["auto", "emulation"] = "auto"
-    """What multiplies; `auto` takes the fastest that the device has."""
+    backend: Literal["auto", "emulation", "triton"] = "auto"
+    """What multiplies: `emulation`, on any device, or `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above.
+    `auto` takes kernels where they were measured to be faster; until then that is nowhere."""
 
 
 def build_fp8(options: FP8Options, site: Site) -> FP8:
     from .precision import FP8
 
     return FP8(options)
+
+
+def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
+    """What these options ask for that no backend does."""
+    if options.backend == "triton" and options.accumulation != "fp32":
+        yield f"accumulation = '{options.accumulation}' is a model of hardware that only backend = 'emulation' computes."
 
 
 def fp8_storage(options: FP8Options) -> Storage:

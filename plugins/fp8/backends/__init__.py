@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ....core.errors import BestiaryError
 from ..options import FP8Options
 from ..quantize import Quantised, Rule, Tile
 
@@ -32,8 +33,19 @@ class Backend(Protocol):
 
 
 def choose(options: FP8Options) -> Backend:
-    """The backend of these options, chosen once, when a model is built."""
+    """The backend of these options, chosen once, when a model is built.
+
+    Raises:
+        BestiaryError: `triton` is asked for and not installed.
+    """
     from .emulation import Emulation
 
-    reason = "asked for" if options.backend != "auto" else "no accelerator with FP8 products is used; bf16 products emulate them exactly"
-    return Emulation(options.accumulation, reason)
+    if options.backend == "triton":
+        try:
+            from .kernels import Kernels
+        except ImportError as error:
+            remedy = "Install it with `pip install 'bestiary[gpu]'`, or set precision.backend = 'emulation'."
+            raise BestiaryError(f"precision.backend = 'triton': {error}. {remedy}") from error
+        return Kernels("asked for")
+    asked = options.backend == "emulation"
+    return Emulation(options.accumulation, "asked for" if asked else "no kernel was measured to be faster here")

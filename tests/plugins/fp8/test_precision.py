@@ -65,6 +65,15 @@ def test_saved_weights_are_the_masters(tmp_path: Path) -> None:
         assert torch.equal(parameter, again.get_parameter(name)), name
 
 
+def test_kernels_refuse_what_they_cannot_run() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(bestiary.BestiaryError, match="only backend = 'emulation'"):
+        bestiary.create_model(NANO, set=["precision.use=fp8", "precision.backend=triton", "precision.accumulation=hopper"])
+    model = bestiary.create_model(NANO, set=["precision.use=fp8", "precision.backend=triton"])
+    with pytest.raises(bestiary.BestiaryError, match=r"this tensor is on cpu\. Set precision\.backend = 'emulation'"):
+        model.loss(batch(), model.counts(batch()))
+
+
 def test_bad_options() -> None:
     with pytest.raises(bestiary.BestiaryError, match="gradients"):
         bestiary.create_model(NANO, set=["precision.use=fp8", "precision.gradients=huge"])
