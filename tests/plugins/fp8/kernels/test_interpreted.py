@@ -116,3 +116,16 @@ def test_every_factor_is_used_once() -> None:
     a = Quantised(ones(m, k), torch.arange(1.0, 13).view(3, 4), (1, 128))
     b = Quantised(ones(n, k), torch.arange(1.0, 13).mul(100).view(3, 4), (128, 128))
     assert torch.equal(OURS.product(a, b, torch.float32), a.values() @ b.values().T)
+
+
+def test_the_benchmark_checks_every_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--check"])
+    gpu.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and all(" ok " in line for line in lines)
+    monkeypatch.setattr(gpu, "OURS", Kernels())
+    monkeypatch.setattr(gpu.OURS, "product", lambda a, b, dtype: TORCH.product(a, b, dtype) * 1.01)
+    with pytest.raises(SystemExit, match="some kernels are wrong"):
+        gpu.main()
