@@ -5,7 +5,7 @@
 Each case is first checked (quantisers against torch bit by bit, products against float64 on the same codes), then timed with CUDA events,
 a cold L2 cache and the median of many calls, and printed as a share of what the card itself was measured to do: the bandwidth of
 copying 1 GiB, and twice the rate of the best bf16 product. Shapes are those of DeepSeek-V3's layers. Results go to
-`benchmarks/results/`, with date and device. Without a GPU, `TRITON_INTERPRET=1 python benchmarks/gpu.py --check` checks small cases.
+`benchmarks/results/`, with date and device. Small cases are also checked by the tests, without a GPU, in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,9 +73,8 @@ def quantisers(device: str, rows: int, columns: int) -> Iterator[Case]:
             return float((ours.codes.view(torch.uint8) != expected.codes.view(torch.uint8)).sum() + (ours.scale != expected.scale).sum())
 
         per_number = 3 + 4 / (tile[0] * tile[1])
-        yield Case(
-            f"quantise {name} of {rows}x{columns}", lambda tile=tile: OURS.quantise(x, tile, Rule()), error, 0, per_number * x.numel()
-        )
+        run = lambda tile=tile: OURS.quantise(x, tile, Rule())  # noqa: E731
+        yield Case(f"quantise {name} of {rows}x{columns}", run, error, 0, per_number * x.numel())
 
 
 def products(device: str, m: int, n: int, k: int) -> Iterator[Case]:
@@ -161,12 +159,17 @@ def limits(device: str) -> dict[str, float]:
     big = torch.empty(1 << 29, dtype=torch.int16, device=device)
     to = torch.empty_like(big)
     copy = 2 * big.nbytes / median(lambda: to.copy_(big)) * 1e6
-    del big, to
     rates = []
     for size in (4096, 8192):
         a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
         rates.append(2 * size**3 / median(lambda a=a, b=b: a @ b) * 1e6)
     return {"copy": copy, "bf16": max(rates)}
+
+
+def checked(case: Case) -> Row:
+    """Whether a case is right."""
+    error = case.error()
+    return Row(case.name, error, error <= case.bound)
 
 
 def timed(case: Case, row: Row, card: dict[str, float]) -> None:
@@ -194,39 +197,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=400, help="no case begins later")
-    parser.add_argument("--check", action="store_true", help="small cases, checked and not timed")
     options = parser.parse_args()
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if not torch.cuda.is_available() and not (options.check and interpreted):
-        sys.exit("There is no GPU here. TRITON_INTERPRET=1 python benchmarks/gpu.py --check checks small cases without one.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU here. The tests check the kernels without one: TRITON_INTERPRET=1 pytest tests/plugins/fp8/kernels")
     torch.manual_seed(0)
     started, rows = time.monotonic(), []
-    card = {} if options.check else limits(device)
-    if card:
-        print(f"{torch.cuda.get_device_name()}: copy {card['copy'] / 1e12:.2f} TB/s, bf16 {card['bf16'] / 1e12:.0f} TFLOPS")
-    for case in cases(device, options.check):
+    card, device = limits("cuda"), torch.cuda.get_device_name()
+    print(f"{device}: copy {card['copy'] / 1e12:.2f} TB/s, bf16 {card['bf16'] / 1e12:.0f} TFLOPS")
+    for case in cases("cuda", small=False):
         if time.monotonic() - started > options.seconds:
             print(f"stopped after {options.seconds:.0f} s; {case.name} and what follows were left out")
             break
-        error = case.error()
-        row = Row(case.name, error, error <= case.bound)
-        if card:
-            timed(case, row, card)
+        row = checked(case)
+        timed(case, row, card)
         rows.append(row)
         print(report(row), flush=True)
-    if card:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        name = torch.cuda.get_device_name().lower().replace(" ", "-")
-        table = {
-            "device": torch.cuda.get_device_name(),
-            "date": now,
-            "torch": torch.__version__,
-            "limits": card,
-            "rows": [asdict(r) for r in rows],
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"gpu-{name}.json").write_text(json.dumps(table, indent=2) + "\n")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    table = {"device": device, "date": now, "torch": torch.__version__, "limits": card, "rows": [asdict(row) for row in rows]}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"gpu-{device.lower().replace(' ', '-')}.json").write_text(json.dumps(table, indent=2) + "\n")
     if not all(row.right for row in rows):
         sys.exit("some kernels are wrong")
 
