@@ -9,6 +9,7 @@ Shape letters, here and everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -132,7 +133,13 @@ class AfterStep(Protocol):
         ...
 
 
-class LinearLayer(nn.Module):
+class _Saving(nn.Module):
+    def saving(self) -> AbstractContextManager[object]:
+        """A context for computing this layer's input: what is kept there for the backward pass may be kept in fewer bytes."""
+        return nullcontext()
+
+
+class LinearLayer(_Saving):
     """What `Site.linear` makes: `[..., d_in] -> [..., d_out]`."""
 
     weight: nn.Parameter
@@ -143,7 +150,7 @@ class LinearLayer(nn.Module):
         raise NotImplementedError
 
 
-class GroupedLayer(nn.Module):
+class GroupedLayer(_Saving):
     """What `Site.grouped` makes: rows sorted by expert `[N, d_in]` and counts `[E]` to `[N, d_out]`."""
 
     weight: nn.Parameter

@@ -28,7 +28,10 @@ class SwiGLU(nn.Module):
         few = native.swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
         if few is not None:
             return few
-        return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        with self.down_proj.saving():
+            hidden = _Gated.apply(gate, up)
+        return self.down_proj(hidden)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The products of `linear`, for each expert; tiles along tokens, for weight gradie
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -30,6 +31,10 @@ class FP8GroupedLinear(GroupedLinear):
             return x.new_empty(x.shape[0], self.weight.shape[1])
         store = weight_gradients.active() if torch.is_grad_enabled() else None
         return _Products.apply(x, self.weight, counts.tolist(), self.recipe, store)  # type: ignore[return-value]
+
+    def saving(self) -> AbstractContextManager[object]:
+        """SwiGLU before this layer keeps codes."""
+        return self.recipe.saving()
 
 
 class _Products(torch.autograd.Function):

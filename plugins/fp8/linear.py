@@ -9,6 +9,7 @@ The weight gradient may be deferred through a `WeightGradients` store; each prod
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -34,6 +35,10 @@ class FP8Linear(Linear):
         store = weight_gradients.active() if torch.is_grad_enabled() else None
         y: Tensor = _Products.apply(x, self.weight, self.recipe, store)  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def saving(self) -> AbstractContextManager[object]:
+        """SwiGLU before this layer keeps codes."""
+        return self.recipe.saving()
 
 
 class _Products(torch.autograd.Function):

@@ -40,6 +40,8 @@ class FP8Options(Options):
     them to fp32 every 128; `hopper-unpromoted` does not promote (section 3.3.2). Both models are slow."""
     saved_input: Literal["fp8", "bf16"] = "fp8"
     """What the backward pass keeps of a layer's input. FP8 codes are requantised along tokens there, as published."""
+    saved_swiglu: Literal["fp8", "bf16"] = "fp8"
+    """What the backward pass keeps of the inputs of SwiGLU, from which its gradients are computed: codes in 1x128 tiles, as published."""
     backend: Literal["auto", "emulation", "triton"] = "auto"
     """What multiplies: `emulation`, on any device, or `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above.
     `auto` takes kernels where they were measured to be faster; until then that is nowhere."""

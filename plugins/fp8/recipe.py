@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from .backends import Backend, choose
 from .options import TILE, FP8Options
 from .quantize import Quantised, Rule, Tile
 
+Kept = Tensor | tuple[Quantised, torch.Size]
+"""A tensor, or its codes and its shape."""
 Along = Literal["channels", "tokens"]
 
 
@@ -35,6 +40,26 @@ class Recipe:
     def gradient(self, grad: Tensor, along: Along = "channels") -> Quantised:
         """`[M, N]` gradients of outputs."""
         return self.backend.quantise(grad, _tile(self.options.gradients, along), self._backward)
+
+    def saving(self) -> AbstractContextManager[object]:
+        """A context in which autograd keeps matrices of activations as codes: half the bytes of bf16."""
+        if self.options.saved_swiglu == "bf16":
+            return nullcontext()
+        return saved_tensors_hooks(self.pack, unpack)
+
+    def pack(self, x: Tensor) -> Kept:
+        """Codes of a bf16 matrix; columns, such as the weights of experts, stay as they are."""
+        if x.dtype != torch.bfloat16 or x.shape[-1] == 1:
+            return x
+        return self.activation(x.reshape(-1, x.shape[-1])), x.shape
+
+
+def unpack(kept: Kept) -> Tensor:
+    """What `pack` kept, in bf16."""
+    if isinstance(kept, Tensor):
+        return kept
+    rows, shape = kept
+    return rows.values(torch.bfloat16).view(shape)
 
 
 def _tile(granularity: str, along: Along) -> Tile:

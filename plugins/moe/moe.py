@@ -34,8 +34,10 @@ class Experts(nn.Module):
 
     def forward(self, sent: Dispatched) -> Tensor:
         """Rows `[R, D]` to weighted outputs `[R, D]`; the weight goes on the hidden layer, where it is narrow."""
-        hidden = swiglu(self.gate_up_proj(sent.rows, sent.counts))
-        return self.down_proj(hidden * sent.weights, sent.counts)
+        gate_up = self.gate_up_proj(sent.rows, sent.counts)
+        with self.down_proj.saving():
+            hidden = swiglu(gate_up) * sent.weights
+        return self.down_proj(hidden, sent.counts)
 
 
 class MixtureOfExperts(nn.Module):

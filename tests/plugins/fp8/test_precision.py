@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ import bestiary
 from bestiary.core.contracts import Batch
 from bestiary.plugins.fp8.grouped import FP8GroupedLinear
 from bestiary.plugins.fp8.linear import FP8Linear
+from bestiary.plugins.fp8.options import FP8Options
+from bestiary.plugins.fp8.recipe import Recipe, unpack
 
 NANO = "deepseek-v3-nano"
 
@@ -41,6 +44,33 @@ def test_same_weights_and_close_loss() -> None:
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=2e-3)
     assert torch.cosine_similarity(grads[0], grads[1], dim=0) > 0.98
+
+
+def test_swiglu_keeps_codes() -> None:
+    grads = []
+    for saved in ("bf16", "fp8"):
+        model = bestiary.create_model(NANO, set=["precision.use=fp8", f"precision.saved_swiglu={saved}"], seed=3)
+        experts, shared = model.model.layers[1].mlp.experts, model.model.layers[1].mlp.shared_experts
+        x = torch.randn(256, model.manifest.model.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+        weights = torch.full((256, 1), 0.5).bfloat16().requires_grad_()
+        routed = experts(SimpleNamespace(rows=x, counts=torch.full((16,), 16), weights=weights))
+        (routed + shared(x)).float().square().sum().backward()
+        assert x.grad is not None and weights.grad is not None
+        grads.append((x.grad.float(), weights.grad.float()))
+    for plain, coded in zip(*grads, strict=True):
+        assert not torch.equal(plain, coded) and (plain - coded).norm() < 0.06 * plain.norm()
+
+
+def test_what_is_kept_takes_half_the_bytes() -> None:
+    recipe = Recipe(FP8Options())
+    x = torch.randn(3, 40, 256).bfloat16()
+    kept = recipe.pack(x)
+    assert isinstance(kept, tuple)
+    assert kept[0].codes.nbytes + kept[0].scale.nbytes < 0.52 * x.nbytes
+    again = unpack(kept)
+    assert again.shape == x.shape and again.dtype == x.dtype and (again - x).norm() < 0.04 * x.norm()
+    column = torch.randn(9, 1).bfloat16()
+    assert recipe.pack(column) is column and unpack(column) is column
 
 
 def test_trains() -> None:
