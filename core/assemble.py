@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .backbone import CausalLM
 from .component import Part
 from .contracts import Context, Precision
+from .distributed.cuts import Cut, fill, like_whole
 from .errors import BestiaryError, Problem
 from .manifest import Manifest, nested
 from .table import ATTENTION, FFN, own_entries
@@ -55,7 +57,8 @@ def assemble(
     _check_declared(model, table)
     for entry in table.values():
         _set_dtype(model, entry, precision)
-    model = manifest.parallelism.build(manifest.site).place(model)
+    model.parallelism = manifest.parallelism.build(manifest.site)
+    model = model.parallelism.place(model)
     if torch.device(device).type != "meta":
         allocate(model, table, torch.device(device))
     return model
@@ -88,7 +91,7 @@ def initialise(model: CausalLM, *, seed: int, only: Iterable[str] | None = None)
     names = tensors.keys() if only is None else set(only)
     for name, entry in own_entries(model.manifest).items():
         if name in names:
-            _fill(tensors[name], entry, std, seed)
+            _fill(tensors[name], entry, std, seed, model.cuts.get(name))
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -96,7 +99,12 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.state_dict(keep_vars=True))
 
 
-def _fill(tensor: Tensor, entry: Entry, std: float, seed: int) -> None:
+def _fill(tensor: Tensor, entry: Entry, std: float, seed: int, cut: Cut | None) -> None:
+    if cut is not None or isinstance(tensor, DTensor):
+        whole = like_whole(tensor, entry.weight.shape)
+        _fill(whole, entry, std, seed, None)
+        fill(tensor, whole, cut)
+        return
     match entry.weight.init:
         case "ones":
             tensor.fill_(1)

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import Cache
-from .contracts import Attention, Batch, Context, FeedForward, Hidden, Loss, Objective, Precision, Reduce
+from .contracts import Attention, Batch, Context, FeedForward, Hidden, Loss, Objective, Parallelism, Precision, Reduce
+from .errors import BestiaryError
+from .exchange import Steps
 from .layers.cross_entropy import summed_cross_entropy
 from .layers.norm import RMSNorm
 
 if TYPE_CHECKING:
     from .component import Part
+    from .distributed.cuts import Cut
     from .manifest import Manifest
     from .site import Site
     from .speculate import Acceptance
@@ -38,9 +41,34 @@ class Block(nn.Module):
         self.post_attention_layernorm = site.norm(site.hidden_size)
         self.mlp = cast(nn.Module, ffn.build(site))
 
+    recompute = False
+    """Whether the backward pass starts from the block's input and computes the rest again; see `core.recompute`."""
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), context)
         return x + self.mlp(self.post_attention_layernorm(x), context)
+
+    def steps(self, x: Tensor, context: Context) -> Steps:
+        """`forward`, which stops where the ffn talks to other ranks."""
+        x = x + self.self_attn(self.input_layernorm(x), context)
+        inner = self.post_attention_layernorm(x)
+        if getattr(self.mlp, "ranks", None) is None:
+            return x + self.mlp(inner, context)
+        steps = cast(Any, self.mlp).steps(inner, context)
+        try:
+            stop = next(steps)
+            while True:
+                received, (*kept, x) = yield stop.keeping(x)
+                stop = steps.send((received, tuple(kept)))
+        except StopIteration as end:
+            return x + end.value
+
+
+class Elsewhere(nn.Module):
+    """Stands for a layer that lies on another rank."""
+
+    def forward(self, *arguments: Any) -> Any:
+        raise BestiaryError("This rank holds a part of the model only; `step` and `evaluate` of its parallelism run all parts.")
 
 
 class Backbone(nn.Module):
@@ -79,6 +107,10 @@ class CausalLM(nn.Module):
         self.lm_head = None if manifest.model.tie_word_embeddings else precision.linear(*size, role="head")
         self.objectives = nn.ModuleDict()
         self.goals: dict[str, Objective] = {}
+        self.parallelism: Parallelism
+        """What placed this model, and takes its steps."""
+        self.cuts: dict[str, Cut] = {}
+        """Parameters of which this rank holds a part, by name."""
 
     def forward(
         self, input_ids: Tensor, *, cache: Cache | None = None, positions: Tensor | None = None, segments: Tensor | None = None
@@ -178,14 +210,19 @@ class CausalLM(nn.Module):
         observed: dict[str, Tensor] = {}
         asked = observed if observe else None
         hidden = self.hidden(batch.input_ids, segments=batch.segments, valid=batch.valid, aux_scale=share, observed=asked)
+        loss = self.objective_loss(batch, hidden, counts)
+        auxiliary = {name: part * share for name, part in hidden.context.parts.items()}
+        return Loss(loss.total + sum(auxiliary.values()), loss.parts | auxiliary, loss.metrics, observed)
+
+    def objective_loss(self, batch: Batch, hidden: Hidden, counts: Mapping[str, Tensor]) -> Loss:
+        """The objectives' part of `loss`, from the backbone's output."""
         loss = Loss(torch.zeros((), device=batch.input_ids.device))
         for key, goal in self.goals.items():
             one = goal.loss(self, batch, hidden, counts[key])
             loss.total = loss.total + one.total
             loss.parts |= one.parts
             loss.metrics |= one.metrics
-        auxiliary = {name: part * share for name, part in hidden.context.parts.items()}
-        return Loss(loss.total + sum(auxiliary.values()), loss.parts | auxiliary, loss.metrics, observed)
+        return loss
 
     def after_step(self, reduce: Reduce) -> Mapping[str, float | Tensor]:
         """Lets every module act once after an optimizer step (bias updates) and collects their metrics."""
@@ -208,7 +245,7 @@ class CausalLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+        return next(self.parameters()).device
 
     def _blocks(self) -> Iterator[Any]:
         yield from self.model.layers

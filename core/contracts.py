@@ -111,8 +111,8 @@ class Attention(Protocol):
 class FeedForward(Protocol):
     """Transforms every position alone.
 
-    One that talks to other ranks also offers its phases `route`, `dispatch`, `experts` and `combine`, of
-    which `forward` is the composition, so that a schedule can overlap them. One with statistics keeps them
+    One that talks to other ranks offers `share_experts(ranks)`, by which it keeps a part of itself, and `steps(x, context)`, its forward
+    pass with stops (`core.exchange`), so that a schedule can compute something else meanwhile. One with statistics keeps them
     in buffers and offers `after_step`.
     """
 
@@ -223,6 +223,13 @@ class Loss:
     """What modules told in an evaluation, by name: `[B, ...]`, a row for each sequence. Empty in training."""
 
 
+def added(losses: Sequence[Loss]) -> Loss:
+    """The loss of a step from those of its micro-batches, in their order."""
+    parts = {name: torch.stack([loss.parts[name] for loss in losses]).sum() for name in losses[0].parts}
+    observed = {name: torch.cat([loss.observed[name] for loss in losses]) for name in losses[0].observed}
+    return Loss(torch.stack([loss.total for loss in losses]).sum(), parts, losses[-1].metrics, observed)
+
+
 @dataclass
 class Hidden:
     """What the backbone hands to the objectives."""
@@ -238,7 +245,8 @@ class Objective(Protocol):
     """Something that training minimises.
 
     One that can guess tokens for speculative decoding also offers `drafter(model, batch, length, draft_tokens) -> Drafter`,
-    for `batch` sequences of up to `length` tokens. One that gives the model methods names them in `Component.methods`.
+    for `batch` sequences of up to `length` tokens. One that gives the model methods names them in `Component.methods`. One that embeds
+    tokens says `embeds = True`, so that a pipeline keeps the embedding where the last layer is.
     """
 
     def extend(self, model: CausalLM, site: Site) -> nn.Module | None:
@@ -269,20 +277,31 @@ class Drafter(Protocol):
 
 
 class Parallelism(Protocol):
-    """Where a model lies and who runs what."""
+    """Where a model lies and who runs what. Every rank calls its methods alike, with the whole step's batch."""
+
+    row_multiple: int
+    """What the rows of a batch must be a multiple of."""
 
     def place(self, model: CausalLM) -> CausalLM:
-        """Moves or shards an assembled model."""
+        """Moves or shards an assembled model, whose parameters have no memory yet."""
         ...
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
-        """Forward and backward of one optimizer step; gradients are left in `.grad`."""
+        """Forward and backward of one optimizer step; gradients are left in `.grad`, whole sums where a rank holds the parameter."""
         ...
 
     def evaluate(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward only, in evaluation mode; fills `Loss.observed`."""
         ...
 
+    def clip(self, model: CausalLM, limit: float) -> float:
+        """Scales the gradients of all ranks so that their norm is at most `limit`; returns the norm before."""
+        ...
+
     def reduce(self, tensor: Tensor) -> Tensor:
-        """Sums over the ranks that share a batch."""
+        """Sums over the ranks that share a batch, as far as they hold the same layers."""
+        ...
+
+    def gather(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The union of what ranks with other layers have to report."""
         ...

@@ -18,6 +18,7 @@ def recompute_blocks(model: CausalLM) -> None:
     """Makes every block keep only its input while training; results stay the same."""
     for module in model.modules():
         if isinstance(module, Block):
+            module.recompute = True
             vars(module)["forward"] = partial(_forward, module, module.forward)
 
 

@@ -44,13 +44,14 @@ class WeightGradients:
             _active = before
 
     @contextmanager
-    def deferring(self) -> Iterator[None]:
-        """A backward pass inside leaves its weight gradients as one new set."""
-        self._open = []
+    def deferring(self, into: list[Callable[[], None]] | None = None) -> Iterator[None]:
+        """A backward pass inside leaves its weight gradients as one new set, or in a list of the caller's, who runs them himself."""
+        self._open = [] if into is None else into
         try:
             yield
         finally:
-            self._sets.append(self._open)
+            if into is None:
+                self._sets.append(self._open)
             self._open = None
 
     def put(self, work: Callable[[], None]) -> None:

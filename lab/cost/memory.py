@@ -26,7 +26,7 @@ from ...core.weights import Entry
 from .gpus import Gpu, find_gpu
 from .layout import check_layout
 from .schedules import Schedule, find_schedule
-from .stages import place
+from ...core.stages import place
 
 Recompute = Literal["block", "none"]
 

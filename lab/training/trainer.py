@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from ...core.accounting import Account, account
 from ...core.adjust import adjust
@@ -78,10 +77,11 @@ class Trainer:
         torch.manual_seed(recipe.train.seed)
         self.recipe, self.data, self.device, self.budget = recipe, data, device, recipe.budget
         self.account: Account = account(manifest, sequence_length=recipe.data.sequence_length)
-        self.parallelism: Parallelism = manifest.parallelism.build(manifest.site)
-        self._check_rows()
         model = _start(recipe, manifest, device)
-        self.layers = {name: str(module.layer) for name, module in model.named_modules() if hasattr(module, "layer")}
+        self.parallelism: Parallelism = model.parallelism
+        self._check_rows()
+        layers = {name: str(module.layer) for name, module in model.named_modules() if hasattr(module, "layer")}
+        self.layers: dict[str, str] = self.parallelism.gather(layers)
         """Of modules that know which layer they are in, by path."""
         self.schedule = Schedule(recipe.steps, recipe.schedule)
         average = None if recipe.train.ema is None else Average(model, recipe.train.ema)
@@ -112,11 +112,11 @@ class Trainer:
         rows, batch = int(self.budget.rows[state.step]), self.batch(state.step)
         state.optimizers.zero_grad()
         loss = self.parallelism.step(state.model, batch)
-        norm = float(clip_grad_norm_(state.model.parameters(), self.recipe.optimizer.grad_clip))
+        norm = self.parallelism.clip(state.model, self.recipe.optimizer.grad_clip)
         if not (math.isfinite(loss.total) and math.isfinite(norm)):
             return self._skip(batch, float(loss.total), norm, started)
         state.optimizers.step()
-        metrics = state.model.after_step(self.parallelism.reduce)
+        metrics = self.parallelism.gather(dict(state.model.after_step(self.parallelism.reduce)))
         if state.average is not None:
             state.average.update()
         elapsed = time.perf_counter() - started
@@ -201,10 +201,10 @@ class Trainer:
         return Line("skip", state.step, self.tokens, self.flops, state.seconds, message=message)
 
     def _check_rows(self) -> None:
-        parts = getattr(self.parallelism, "micro_batches", 1)
+        parts = self.parallelism.row_multiple
         wrong = sorted({int(rows) for rows in self.budget.rows if rows % parts})
         if wrong:
-            fact = f"a step of {wrong[0]} rows does not split into parallelism.micro_batches = {parts}."
+            fact = f"a step of {wrong[0]} rows does not split into the {parts} parts that [parallelism] makes of it."
             raise BestiaryError(Problem(fact, "train.batch_size", f"Use multiples of {parts}."))
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from ...core.backbone import CausalLM
-from ...core.contracts import Batch, Loss
+from ...core.contracts import Batch, Loss, added
 from .options import LocalOptions
 
 
@@ -16,7 +18,7 @@ class Local:
     """Runs a step's micro-batches one after the other and lets gradients add up."""
 
     def __init__(self, options: LocalOptions) -> None:
-        self.micro_batches = options.micro_batches
+        self.row_multiple = options.micro_batches
 
     def place(self, model: CausalLM) -> CausalLM:
         return model
@@ -34,20 +36,21 @@ class Local:
         finally:
             model.train(was_training)
 
+    def clip(self, model: CausalLM, limit: float) -> float:
+        """As torch does."""
+        return float(clip_grad_norm_(model.parameters(), limit))
+
     def reduce(self, tensor: Tensor) -> Tensor:
         return tensor
 
+    def gather(self, found: dict[str, Any]) -> dict[str, Any]:
+        return found
+
     def _run(self, model: CausalLM, batch: Batch, *, backward: bool) -> Loss:
         counts, done = model.counts(batch), []
-        for part in batch.chunks(self.micro_batches):
-            loss = model.loss(part, counts, share=1 / self.micro_batches, observe=not backward)
+        for part in batch.chunks(self.row_multiple):
+            loss = model.loss(part, counts, share=1 / self.row_multiple, observe=not backward)
             if backward:
                 loss.total.backward()
             done.append(replace(loss, total=loss.total.detach()))
-        return _sum(done)
-
-
-def _sum(losses: list[Loss]) -> Loss:
-    parts = {name: torch.stack([loss.parts[name] for loss in losses]).sum() for name in losses[0].parts}
-    observed = {name: torch.cat([loss.observed[name] for loss in losses]) for name in losses[0].observed}
-    return Loss(torch.stack([loss.total for loss in losses]).sum(), parts, losses[-1].metrics, observed)
+        return added(done)

@@ -1,20 +1,20 @@
 """The mixture of experts: `y = shared(x) + sum_k w_k expert_k(x)` (DeepSeek-V3, equation 12).
 
-The forward pass is the composition of four phases, so that a schedule can put communication between them:
-*route* picks experts, *dispatch* sorts token copies by expert, *experts* computes and weighs, *combine* sums the
-results of each token.
+The forward pass is the composition of four phases: *route* picks experts, *dispatch* sorts token copies by expert, *experts* computes
+and weighs, *combine* sums the results of each token. Where several ranks share the experts, rows travel before and after *experts*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...core.auxiliary import attach
 from ...core.contracts import Context, Reduce
+from ...core.exchange import Exchange, Steps, finish
 from ...core.layers.swiglu import SwiGLU, swiglu
 from ...core.site import Site
 from . import decode
@@ -22,6 +22,9 @@ from .balance import balance_loss, expert_load, max_violation, sequence_load
 from .dispatch import Dispatched, combine, dispatch
 from .hookspecs import Router, Routing
 from .options import MoEOptions, router_site
+
+if TYPE_CHECKING:
+    from ...core.distributed.experts import ExpertRanks
 
 
 class Experts(nn.Module):
@@ -53,15 +56,40 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(self.count, options.intermediate_size, site)
         shared = options.n_shared_experts * options.intermediate_size
         self.shared_experts = SwiGLU(site, shared) if shared else None
+        self.ranks: ExpertRanks | None = None
         self.register_buffer("load", torch.zeros(self.count, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        if self.ranks is not None:
+            return finish(self.steps(x, context))
         routing = self.route(x, context)
         if (few := self._few(x, routing)) is not None:
             return few
         sent = self.dispatch(x.flatten(0, -2), routing)
         routed = self.combine(self.experts(sent), sent).view_as(x)
         return routed if self.shared_experts is None else routed + self.shared_experts(x)
+
+    def share_experts(self, ranks: ExpertRanks) -> None:
+        """From now on the experts of `ranks` together are this layer's."""
+        self.ranks = ranks
+
+    def steps(self, x: Tensor, context: Context) -> Steps:
+        """`forward` over all ranks that share the experts: it stops while rows travel to their experts, and while they come back.
+
+        Rows arrive sorted by the rank that they come from; dispatching them once more, each to its one expert, sorts them by expert.
+        """
+        assert self.ranks is not None
+        routing = self.route(x, context)
+        sent = dispatch(x.flatten(0, -2), routing, self.count, multiple=lambda rows: 1)
+        shared = () if self.shared_experts is None else (self.shared_experts(x),)
+        meeting = self.ranks.meet(sent.counts)
+        (rows, weights), shared = yield Exchange((sent.rows, sent.weights), meeting.transport, shared)
+        one_each = Routing(weights, meeting.experts[:, None])
+        here = dispatch(rows, one_each, meeting.coming.shape[1], multiple=self.experts.gate_up_proj.row_multiple)
+        done = self.combine(self.experts(here), here)
+        (back,), shared = yield Exchange((done,), meeting.transport.back, shared)
+        routed = self.combine(back, sent).view_as(x)
+        return routed + shared[0] if shared else routed
 
     def route(self, x: Tensor, context: Context) -> Routing:
         """Chooses experts, counts the load, and attaches the balance loss: `[B, S, D]` to `Routing` of `T = B * S`."""

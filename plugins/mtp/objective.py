@@ -56,6 +56,8 @@ class MTP(nn.Module):
 class MultiTokenPrediction:
     """Mean over depths of the cross-entropy of tokens further ahead, times `weight`."""
 
+    embeds = True
+
     def __init__(self, options: MTPOptions) -> None:
         self.options, self.weight = options, options.weight
         self.modules: MTP | None = None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bestiary.core.layout import Layout, nearest, parse_layout
 from bestiary.lab.cost.schedules import SCHEDULES
-from bestiary.lab.cost.stages import split
+from bestiary.core.stages import split
 
 
 def test_dp_is_what_remains():

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
-from ...core.accounting import layer_costs, objective_cost
-from ...core.manifest import Manifest
-from ...core.weights import Entry
+from .accounting import layer_costs, objective_cost
+from .manifest import Manifest
+from .weights import Entry
 
 
 def split(weights: Sequence[float], stages: int) -> list[range]:

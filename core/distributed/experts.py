@@ -1,0 +1,121 @@
+"""Experts on several ranks, and the exchange of rows between tokens and experts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from ..assemble import state
+from ..backbone import CausalLM
+from ..exchange import Handle, Transport
+from ..table import own_entries
+from .cuts import Cut
+from .mesh import Mesh
+
+
+@dataclass(frozen=True)
+class ExpertRanks:
+    """The ranks that share the experts of a layer: rank i holds the i-th of equal ranges."""
+
+    size: int = 1
+    index: int = 0
+    group: Any = None
+    latency: float = 0.0
+    """Seconds that are added to every exchange, to see what overlap hides; 0 in earnest."""
+
+    def meet(self, counts: Tensor) -> Meeting:
+        """Tells every rank how many rows it will get: `[E]` rows for each expert, sorted by expert."""
+        going = counts.view(self.size, -1)
+        coming = torch.empty_like(going)
+        if self.group is None:
+            coming.copy_(going)
+        else:
+            dist.all_to_all_single(coming, going.contiguous(), group=self.group)
+        return Meeting(AllToAll(self, going.sum(dim=1).tolist(), coming.sum(dim=1).tolist()), coming)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """An exchange that was agreed on."""
+
+    transport: Transport
+    coming: Tensor
+    """`[ranks, local experts]`: rows that come from each rank for each expert here, in this order."""
+
+    @property
+    def experts(self) -> Tensor:
+        """`[N]`: the local expert of every row that comes."""
+        ranks, local = self.coming.shape
+        ids = torch.arange(local, device=self.coming.device).repeat(ranks)
+        return ids.repeat_interleave(self.coming.flatten())
+
+
+@dataclass(frozen=True)
+class AllToAll:
+    """Rows to the ranks of a group, as many as were agreed; fp8 travels as bytes."""
+
+    ranks: ExpertRanks
+    going: list[int]
+    coming: list[int]
+
+    @property
+    def back(self) -> AllToAll:
+        """The way back."""
+        return AllToAll(self.ranks, self.coming, self.going)
+
+    def start(self, rows: Tensor) -> Handle:
+        """Begins to send `[N, ...]`."""
+        rows, ready = rows.contiguous(), time.perf_counter() + self.ranks.latency
+        if self.ranks.group is None:
+            return Arriving(rows.clone(), None, ready)
+        came = rows.new_empty(sum(self.coming), *rows.shape[1:])
+        sent, into = (t.view(torch.uint8) if t.dtype.is_floating_point and t.element_size() == 1 else t for t in (rows, came))
+        work = dist.all_to_all_single(into, sent, self.coming, self.going, group=self.ranks.group, async_op=True)
+        return Arriving(came, (work, rows), ready)
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Rows on their way."""
+
+    rows: Tensor
+    work: Any
+    """The collective and what it reads from."""
+    ready: float
+
+    def wait(self) -> Tensor:
+        """The rows, once they are there."""
+        if self.work is not None:
+            self.work[0].wait()
+        if (left := self.ready - time.perf_counter()) > 0:
+            time.sleep(left)
+        return self.rows
+
+
+def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0) -> None:
+    """Leaves this rank's experts in the model, and tells layers with experts of their ranks.
+
+    Args:
+        model: on meta.
+        mesh: whose `expert` ranks share the experts.
+        latency: seconds to add to every exchange.
+    """
+    size, index = mesh.degrees.expert, mesh.expert
+    if size > 1:
+        held, cut = state(model), Cut(0, index, size, mesh.sparse["replica", "expert"])
+        for name, entry in own_entries(model.manifest).items():
+            if entry.weight.shard == "expert" and name in held:
+                path, _, last = name.rpartition(".")
+                whole = held[name]
+                model.get_submodule(path)._parameters[last] = nn.Parameter(cut.part(whole.detach()), requires_grad=whole.requires_grad)
+                model.cuts[name] = cut
+    if size > 1 or latency:
+        ranks = ExpertRanks(size, index, mesh.group("expert"), latency)
+        for module in model.modules():
+            if hasattr(module, "share_experts"):
+                module.share_experts(ranks)  # type: ignore[operator]

@@ -1,0 +1,36 @@
+"""Pipelines over several processes: DualPipe and DualPipeV, which overlap a forward with a backward pass, and 1F1B, interleaved, ZB1P, ZB-V."""
+
+from __future__ import annotations
+
+from ...core.component import Component
+from ...core.hookspecs import hookimpl
+from . import options as o
+
+BESTIARY_API = 1
+
+
+@hookimpl
+def bestiary_parallelism() -> list[Component]:
+    return [
+        Component(
+            "dualpipe-v",
+            o.BothWaysOptions,
+            o.build_dualpipe_v,
+            check=o.check_dualpipe_v,
+            summary="DualPipeV: two half-size stages a rank in a V, forward and backward passes overlapped.",
+        ),
+        Component(
+            "dualpipe",
+            o.BothWaysOptions,
+            o.build_dualpipe,
+            check=o.check_dualpipe,
+            summary="DualPipe: fed from both ends, every layer on two ranks, forward and backward passes overlapped.",
+        ),
+        Component(
+            "pipeline",
+            o.PipelineOptions,
+            o.build_pipeline,
+            check=o.check_pipeline,
+            summary="Pipelines without overlap: 1F1B, interleaved 1F1B, ZB1P, ZB-V.",
+        ),
+    ]

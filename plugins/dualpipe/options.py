@@ -1,0 +1,103 @@
+"""Options of the pipelines, and what can be said about them before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ...core.component import Options
+from ...core.errors import BestiaryError
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+    from .schedules.actions import Schedule
+
+
+class PipelineRanks(Options):
+    pp: int = Field(default=2, gt=0)
+    """Pipeline ranks."""
+    dp: int = Field(default=1, gt=0)
+    """Data-parallel ranks: copies of the pipeline, which share the rows of a step."""
+    ep: int = Field(default=1, gt=0)
+    """Of the data ranks of a stage, how many share its routed experts; divides `dp` and the number of experts."""
+    micro_batches: int = Field(default=4, gt=0)
+    """Micro-batches of a step on each data rank."""
+    zero: Literal[0, 3] = 0
+    """What data ranks share: 0 nothing, gradients are summed at the end of a step; 3 parameters, gradients and optimizer states by
+    FSDP2, except routed experts where `ep` spreads them. Stages stay whole during a step."""
+    latency: float = Field(default=0.0, ge=0)
+    """Milliseconds added to every exchange between experts, to see on any machine what overlap hides."""
+
+
+class BothWaysOptions(PipelineRanks):
+    overlap: Literal["forward-first", "backward-first", "none"] = "forward-first"
+    """Whose piece begins when a forward and a backward pass overlap: in turns, each computes during the exchanges of the other. `none`
+    runs one after the other."""
+
+
+class PipelineOptions(PipelineRanks):
+    schedule: Literal["1f1b", "interleaved", "zb1p", "zb-v"] = "1f1b"
+    """`1f1b`; `interleaved`, with `chunks` stages on each rank; `zb1p` and `zb-v`, which fill bubbles with weight gradients."""
+    chunks: int = Field(default=2, gt=1)
+    """Stages on a rank, of the interleaved schedule."""
+
+
+def schedule(name: str, options: PipelineRanks) -> Schedule:
+    """The table that these options ask for.
+
+    Raises:
+        BestiaryError: numbers that do not fit the schedule.
+    """
+    from .schedules.catalog import make
+
+    return make(name, ranks=options.pp, microbatches=options.micro_batches, chunks=getattr(options, "chunks", 2))
+
+
+def name_of(options: PipelineRanks, component: str) -> str:
+    """The schedule of a component's options."""
+    return options.schedule if isinstance(options, PipelineOptions) else component
+
+
+def _check(component: str, options: PipelineRanks) -> Iterator[str]:
+    if options.dp % options.ep:
+        valid = [n for n in range(1, options.dp + 1) if options.dp % n == 0]
+        yield f"ep = {options.ep} does not divide dp = {options.dp}. Use one of {valid}."
+    try:
+        schedule(name_of(options, component), options)
+    except BestiaryError as error:
+        yield str(error)
+
+
+def check_dualpipe(options: BothWaysOptions, site: Any) -> Iterator[str]:
+    """What does not fit."""
+    yield from _check("dualpipe", options)
+
+
+def check_dualpipe_v(options: BothWaysOptions, site: Any) -> Iterator[str]:
+    """What does not fit."""
+    yield from _check("dualpipe-v", options)
+
+
+def check_pipeline(options: PipelineOptions, site: Any) -> Iterator[str]:
+    """What does not fit."""
+    yield from _check("pipeline", options)
+
+
+def build_dualpipe(options: BothWaysOptions, site: Any) -> Pipeline:
+    from .pipeline import Pipeline
+
+    return Pipeline(options, "dualpipe")
+
+
+def build_dualpipe_v(options: BothWaysOptions, site: Any) -> Pipeline:
+    from .pipeline import Pipeline
+
+    return Pipeline(options, "dualpipe-v")
+
+
+def build_pipeline(options: PipelineOptions, site: Any) -> Pipeline:
+    from .pipeline import Pipeline
+
+    return Pipeline(options, "pipeline")

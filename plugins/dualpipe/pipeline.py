@@ -1,0 +1,246 @@
+"""A model as a pipeline: where its layers lie, and how a step and an evaluation run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.backbone import CausalLM, Elsewhere
+from ...core.contracts import Batch, Context, Loss
+from ...core.distributed import world
+from ...core.distributed.experts import share_experts
+from ...core.distributed.mesh import Degrees, Mesh
+from ...core.distributed.spread import Spread
+from ...core.errors import BestiaryError
+from ...core.stages import place
+from ...core.table import entries
+from .adapter import RunningStage, Runtime, prepare_shards
+from .forward import forward_only
+from .options import BothWaysOptions, PipelineRanks, name_of, schedule
+from .stage import MicroBatch, Stage, example
+
+LENGTH = 4096
+"""Tokens of a sequence, at most, for which stages are made equally expensive."""
+
+
+class Pipeline(Spread):
+    """Stages of a model on the ranks of a pipeline, and data-parallel copies of it."""
+
+    def __init__(self, options: PipelineRanks, component: str) -> None:
+        super().__init__()
+        self.options, self.component = options, component
+        self.schedule = schedule(name_of(options, component), options)
+        self.degrees = Degrees(options.pp, options.dp, options.ep)
+        self.row_multiple = options.dp * options.micro_batches
+        self.stages: dict[int, Stage] = {}
+        """Of this rank, by their number."""
+        self.layers: list[range] = []
+        """Of every stage of a chain."""
+        self._runtime: tuple[tuple[int, int], Runtime] | None = None
+        self._length: int | None = None
+
+    def place(self, model: CausalLM) -> CausalLM:
+        """Leaves this rank's stages in the model; a process that is alone keeps it whole, to load, save and generate."""
+        if not world.active():
+            return model
+        if world.size() != self.degrees.ranks:
+            raise BestiaryError(
+                f"parallelism: pp * dp = {self.options.pp} * {self.options.dp} needs {self.degrees.ranks} processes, and "
+                f"{world.size()} were started. Start {self.degrees.ranks}, or change parallelism.dp."
+            )
+        self.mesh = Mesh(self.degrees)
+        chain = len(self.schedule.chains[0])
+        self.layers, _ = _split(model, chain)
+        holders = self._prune(model)
+        share_experts(model, self.mesh, latency=self.options.latency / 1000)
+        self._share(model, holders)
+        for stage in self.stages.values():
+            if self.options.zero:
+                _shard(stage, self.mesh)
+        return model
+
+    def step(self, model: CausalLM, batch: Batch) -> Loss:
+        """Forward and backward of one optimizer step, by the schedule's table.
+
+        Raises:
+            BestiaryError: rows that do not split, another sequence length than before, or a process that is alone.
+        """
+        runtime = self._prepare(model, batch)
+        self._fill(model, self.own_rows(batch), model.counts(batch), observe=False)
+        try:
+            runtime.run()
+        except Exception as error:
+            where = ", ".join(f"{number} (layers {self._named(number)})" for number in self.stages)
+            error.add_note(f"on rank {world.rank()}, which has the stages {where} of {self.schedule.name}")
+            raise
+        self.sum_all(model)
+        return self._report()
+
+    @torch.no_grad()
+    def evaluate(self, model: CausalLM, batch: Batch) -> Loss:
+        """Forward only, in evaluation mode."""
+        self._check_world()
+        was_training = model.training
+        model.eval()
+        try:
+            self._fill(model, self.own_rows(batch), model.counts(batch), observe=True)
+            like = example(self._rows(batch), batch.input_ids.shape[1], _width(model), model.model.compute_dtype)
+            forward_only(self.schedule, self.stages, like, self.mesh, model.device)
+            return self._report()
+        finally:
+            model.train(was_training)
+
+    def _check_world(self) -> None:
+        if not world.active():
+            raise world.needs(self.degrees.ranks, self.component)
+
+    def _prepare(self, model: CausalLM, batch: Batch) -> Runtime:
+        self._check_world()
+        length = batch.input_ids.shape[1]
+        if self._length not in (None, length):
+            raise BestiaryError(
+                f"a step of sequences of {length} tokens after steps of {self._length}: stages exchange tensors of one shape. "
+                f"Give sequences of {self._length} tokens, or start a run of its own."
+            )
+        self.own_rows(batch)
+        key = (self._rows(batch), length)
+        if self._runtime is None or self._runtime[0] != key:
+            like, device = example(*key, _width(model), model.model.compute_dtype), model.device
+            group = self.mesh.dense.get_group("pipeline")
+            running = [RunningStage(stage, n, self.schedule, like, device, group) for n, stage in sorted(self.stages.items())]
+            for stage in self.stages.values():
+                prepare_shards(stage)
+            self._runtime, self._length = (key, Runtime(self.schedule, running, overlap=self._order())), length
+        return self._runtime[1]
+
+    def _order(self) -> tuple[str, str] | None:
+        overlap = self.options.overlap if isinstance(self.options, BothWaysOptions) else "none"
+        return {"forward-first": ("forward", "backward"), "backward-first": ("backward", "forward"), "none": None}[overlap]
+
+    def _rows(self, batch: Batch) -> int:
+        return batch.input_ids.shape[0] // self.row_multiple
+
+    def _fill(self, model: CausalLM, rows: Batch, counts: dict[str, Tensor], *, observe: bool) -> None:
+        """Gives every stage its micro-batches, with contexts that its layers share."""
+        parts, share = rows.chunks(self.options.micro_batches), 1 / self.row_multiple
+        each = len(parts) // len(self.schedule.chains)
+        for chain, numbers in enumerate(self.schedule.chains):
+            micro = [_micro_batch(part, counts, share, observe) for part in parts[chain * each : (chain + 1) * each]]
+            for number in numbers:
+                if number in self.stages:
+                    self.stages[number].micro_batches = micro
+
+    def _report(self) -> Loss:
+        chains = {chain: self._held(numbers) for chain, numbers in enumerate(self.schedule.chains)}
+        found = [micro for micros in chains.values() for micro in micros]
+        losses = [micro.loss for micro in found if micro.loss is not None]
+        auxiliary = [(micro.context.parts, micro.context.aux_scale) for micro in found]
+        return self.whole_loss(losses, auxiliary, self._observed(chains))
+
+    def _held(self, numbers: Iterable[int]) -> list[MicroBatch]:
+        """The micro-batches of a chain, once for all of its stages on this rank."""
+        return next((self.stages[n].micro_batches for n in numbers if n in self.stages), [])
+
+    def _observed(self, chains: dict[int, list[MicroBatch]]) -> dict[str, Tensor]:
+        rows: dict[str, list[Tensor]] = {}
+        for micros in chains.values():
+            for micro in micros:
+                for name, tensor in (micro.context.observed or {}).items():
+                    rows.setdefault(name, []).append(tensor)
+        return {name: torch.cat(found) for name, found in rows.items()}
+
+    def _prune(self, model: CausalLM) -> dict[int, set[str]]:
+        """Makes the stages of this rank, takes everything else out of the model; what each pipeline rank holds."""
+        every = _places(model, self.layers, self.schedule.chains, self.schedule.rank_of)
+        for chain in self.schedule.chains:
+            for place, number in enumerate(chain):
+                if self.schedule.rank_of[number] == self.mesh.pipeline:
+                    ends = {"first": place == 0, "last": place == len(chain) - 1}
+                    self.stages[number] = Stage(model, self.layers[place], **ends)
+        mine = every[self.mesh.pipeline]
+        for index in range(len(model.model.layers)):
+            if f"layer {index}" not in mine:
+                model.model.layers[index] = Elsewhere()
+        if "embedding" not in mine:
+            model.model.embed_tokens = Elsewhere()  # type: ignore[assignment]
+        if "end" not in mine:
+            model.model.norm, model.objectives = Elsewhere(), nn.ModuleDict()  # type: ignore[assignment]
+            model.lm_head = None
+        return every
+
+    def _share(self, model: CausalLM, holders: dict[int, set[str]]) -> None:
+        """Finds what several pipeline ranks hold alike, and makes groups of them."""
+        by_ranks: dict[tuple[int, ...], list[str]] = {}
+        for part in sorted(set().union(*holders.values())):
+            ranks = tuple(rank for rank, held in holders.items() if part in held)
+            if len(ranks) > 1:
+                by_ranks.setdefault(ranks, []).append(part)
+        for ranks, parts in sorted(by_ranks.items()):
+            group = self.mesh.across(ranks)
+            if group is None:
+                continue
+            named = [(name, p) for name, p in model.named_parameters() if _part_of(name) in parts]
+            self.copies.append((group, [p for _, p in named]))
+            self.owned |= {name: self.mesh.pipeline == ranks[0] for name, _ in named}
+            if len(self.schedule.chains) > 1:
+                self.twins = group
+        if not self.options.zero and self.mesh.data:
+            self.owned |= {name: False for name, _ in model.named_parameters() if name not in model.cuts}
+        if self.mesh.replica:
+            self.owned |= {name: False for name in model.cuts}
+
+    def _named(self, number: int) -> str:
+        chain = next(chain for chain in self.schedule.chains if number in chain)
+        layers = self.layers[chain.index(number)]
+        return f"{layers.start} to {layers.stop - 1}" if layers else "none"
+
+
+def _split(model: CausalLM, stages: int) -> tuple[list[range], Any]:
+    manifest = model.manifest
+    units = manifest.model.num_hidden_layers + 1
+    if stages > units:
+        raise BestiaryError(
+            f"parallelism: {stages} stages, and {units - 1} layers with the head make {units} at most. Lower parallelism.pp, or take "
+            "more layers."
+        )
+    return place(manifest, entries(manifest), stages, min(LENGTH, manifest.model.max_position_embeddings))
+
+
+def _places(model: CausalLM, layers: list[range], chains: Any, rank_of: Any) -> dict[int, set[str]]:
+    """What each pipeline rank holds: `layer 3`, `embedding`, `end`."""
+    held: dict[int, set[str]] = {rank: set() for rank in set(rank_of)}
+    embeds_late = model.lm_head is None or any(getattr(goal, "embeds", False) for goal in model.goals.values())
+    for chain in chains:
+        for place, number in enumerate(chain):
+            mine = held[rank_of[number]]
+            mine |= {f"layer {layer}" for layer in layers[place]}
+            if place == 0 or (place == len(chain) - 1 and embeds_late):
+                mine.add("embedding")
+            if place == len(chain) - 1:
+                mine.add("end")
+    return held
+
+
+def _part_of(name: str) -> str:
+    """What `_places` calls the part of a parameter."""
+    if name.startswith("model.layers."):
+        return f"layer {name.split('.')[2]}"
+    return "embedding" if name.startswith("model.embed_tokens.") else "end"
+
+
+def _micro_batch(part: Batch, counts: dict[str, Tensor], share: float, observe: bool) -> MicroBatch:
+    positions = torch.arange(part.input_ids.shape[1], device=part.input_ids.device)[None]
+    observed: dict[str, Tensor] | None = {} if observe else None
+    context = Context(positions, segments=part.segments, valid=part.valid, aux_scale=share, observed=observed)
+    return MicroBatch(part, context, counts)
+
+
+def _width(model: CausalLM) -> int:
+    return model.manifest.model.hidden_size
+
+
+def _shard(stage: Stage, mesh: Mesh) -> None:
+    raise NotImplementedError

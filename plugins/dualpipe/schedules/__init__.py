@@ -1,0 +1,1 @@
+"""Tables of pipeline schedules, their simulator and their checks; pure Python."""
