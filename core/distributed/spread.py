@@ -27,8 +27,8 @@ class Spread:
     def __init__(self) -> None:
         self.owned: dict[str, bool] = {}
         """Whether this rank counts a parameter that others hold alike; a rank that is not named does."""
-        self.copies: list[tuple[Any, list[nn.Parameter]]] = []
-        """Groups of ranks, with the parameters that they hold alike in different pipeline stages."""
+        self.copies: list[tuple[Any, list[str]]] = []
+        """Groups of ranks, with the names of parameters that they hold alike in different pipeline stages."""
         self.twins: Any = None
         """The group of ranks whose layers see other micro-batches of the same step, apart from data ranks."""
 
@@ -63,19 +63,19 @@ class Spread:
 
     def sum_all(self, model: CausalLM) -> None:
         """Makes every gradient the sum over all ranks that hold its parameter or a copy of it."""
-        for group, parameters in self.copies:
-            sum_gradients(parameters, group)
-        whole = [p for name, p in model.named_parameters() if name not in model.cuts]
-        sum_gradients(whole, self.mesh.group("data"))
-        sum_gradients([p for name, p in model.named_parameters() if name in model.cuts], self.mesh.group("replica"))
+        named = dict(model.named_parameters())
+        for group, names in self.copies:
+            sum_gradients([named[name] for name in names], group)
+        sum_gradients([p for name, p in named.items() if name not in model.cuts], self.mesh.group("data"))
+        sum_gradients([p for name, p in named.items() if name in model.cuts], self.mesh.group("replica"))
 
-    def whole_loss(self, losses: Sequence[Loss], auxiliary: Sequence[tuple[dict[str, Tensor], float]], observed: dict[str, Tensor]) -> Loss:
+    def whole_loss(self, losses: Sequence[Loss], auxiliary: Sequence[tuple[dict[str, Tensor], float]], observed: Sequence[dict[str, Tensor]]) -> Loss:
         """The step's loss from what each rank has of it, equal on all ranks.
 
         Args:
             losses: of the micro-batches whose loss this rank computes.
             auxiliary: auxiliary losses of this rank's layers by micro-batch, with the micro-batch's share of the step.
-            observed: what this rank's layers told of its rows.
+            observed: what this rank's layers told of its rows, for each part of its rows in order; empty where others run the part.
         """
         own = [replace(loss, total=loss.total.detach(), observed={}) for loss in losses]
         extra: dict[str, float] = {}
@@ -86,17 +86,18 @@ class Spread:
         return _joined(world.everyone(mine))
 
 
-def _joined(found: Sequence[tuple[int, Loss | None, dict[str, float], dict[str, Tensor]]]) -> Loss:
+def _joined(found: Sequence[tuple[int, Loss | None, dict[str, float], Sequence[dict[str, Tensor]]]]) -> Loss:
     totals = [loss for _, loss, _, _ in found if loss is not None]
     whole = added(totals)
     extra: dict[str, Tensor] = {}
     for _, _, parts, _ in found:
         for name, value in parts.items():
             extra[name] = extra.get(name, torch.zeros((), dtype=torch.float64)) + value
-    rows: dict[str, dict[int, Tensor]] = {}
+    rows: dict[str, dict[tuple[int, int], Tensor]] = {}
     for data, _, _, seen in found:
-        for name, tensor in seen.items():
-            rows.setdefault(name, {})[data] = tensor
-    observed = {name: torch.cat([parts[data] for data in sorted(parts)]) for name, parts in rows.items()}
+        for part, told in enumerate(seen):
+            for name, tensor in told.items():
+                rows.setdefault(name, {})[data, part] = tensor
+    observed = {name: torch.cat([parts[place] for place in sorted(parts)]) for name, parts in rows.items()}
     extra = {name: value.to(whole.total.dtype) for name, value in extra.items()}
     return Loss(whole.total + sum(extra.values()), whole.parts | extra, whole.metrics, observed)

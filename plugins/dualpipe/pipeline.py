@@ -134,23 +134,15 @@ class Pipeline(Spread):
                     self.stages[number].micro_batches = micro
 
     def _report(self) -> Loss:
-        chains = {chain: self._held(numbers) for chain, numbers in enumerate(self.schedule.chains)}
-        found = [micro for micros in chains.values() for micro in micros]
+        chains = [self._held(numbers) for numbers in self.schedule.chains]
+        found = [micro for micros in chains for micro in micros]
         losses = [micro.loss for micro in found if micro.loss is not None]
         auxiliary = [(micro.context.parts, micro.context.aux_scale) for micro in found]
-        return self.whole_loss(losses, auxiliary, self._observed(chains))
+        return self.whole_loss(losses, auxiliary, [_observed(micros) for micros in chains])
 
     def _held(self, numbers: Iterable[int]) -> list[MicroBatch]:
         """The micro-batches of a chain, once for all of its stages on this rank."""
         return next((self.stages[n].micro_batches for n in numbers if n in self.stages), [])
-
-    def _observed(self, chains: dict[int, list[MicroBatch]]) -> dict[str, Tensor]:
-        rows: dict[str, list[Tensor]] = {}
-        for micros in chains.values():
-            for micro in micros:
-                for name, tensor in (micro.context.observed or {}).items():
-                    rows.setdefault(name, []).append(tensor)
-        return {name: torch.cat(found) for name, found in rows.items()}
 
     def _prune(self, model: CausalLM) -> dict[int, set[str]]:
         """Makes the stages of this rank, takes everything else out of the model; what each pipeline rank holds."""
@@ -182,9 +174,9 @@ class Pipeline(Spread):
             group = self.mesh.across(ranks)
             if group is None:
                 continue
-            named = [(name, p) for name, p in model.named_parameters() if _part_of(name) in parts]
-            self.copies.append((group, [p for _, p in named]))
-            self.owned |= {name: self.mesh.pipeline == ranks[0] for name, _ in named}
+            names = [name for name, _ in model.named_parameters() if _part_of(name) in parts]
+            self.copies.append((group, names))
+            self.owned |= {name: self.mesh.pipeline == ranks[0] for name in names}
             if len(self.schedule.chains) > 1:
                 self.twins = group
         if not self.options.zero and self.mesh.data:
@@ -236,6 +228,14 @@ def _micro_batch(part: Batch, counts: dict[str, Tensor], share: float, observe: 
     observed: dict[str, Tensor] | None = {} if observe else None
     context = Context(positions, segments=part.segments, valid=part.valid, aux_scale=share, observed=observed)
     return MicroBatch(part, context, counts)
+
+
+def _observed(micros: list[MicroBatch]) -> dict[str, Tensor]:
+    rows: dict[str, list[Tensor]] = {}
+    for micro in micros:
+        for name, tensor in (micro.context.observed or {}).items():
+            rows.setdefault(name, []).append(tensor)
+    return {name: torch.cat(found) for name, found in rows.items()}
 
 
 def _width(model: CausalLM) -> int:
