@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .core.errors import BestiaryError
     from .core.plugins import list_components
+    from .lab import testing
     from .registry.catalog import list_models, resolve
     from .registry.create import create_model
     from .registry.hub_model import HubModel
@@ -48,12 +49,15 @@ __all__ = [
     "push",
     "resolve",
     "save",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f".{_HOME[name]}", "bestiary"), name)
+    if name == "testing":
+        return import_module(".lab.testing", "bestiary")
     raise AttributeError(f"module 'bestiary' has no attribute '{name}'")
 
 

@@ -279,6 +279,8 @@ class Drafter(Protocol):
 class Parallelism(Protocol):
     """Where a model lies and who runs what. Every rank calls its methods alike, with the whole step's batch."""
 
+    processes: int
+    """How many processes take a step together."""
     row_multiple: int
     """What the rows of a batch must be a multiple of."""
 

@@ -22,6 +22,7 @@ class Spread:
     """A model over the ranks of a mesh. `owners` and `shared` are filled by `place`."""
 
     mesh: Mesh
+    processes: int
     row_multiple: int
 
     def __init__(self) -> None:

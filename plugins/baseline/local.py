@@ -17,6 +17,8 @@ from .options import LocalOptions
 class Local:
     """Runs a step's micro-batches one after the other and lets gradients add up."""
 
+    processes = 1
+
     def __init__(self, options: LocalOptions) -> None:
         self.row_multiple = options.micro_batches
 

@@ -34,6 +34,7 @@ class Pipeline(Spread):
         self.options, self.component = options, component
         self.schedule = schedule(name_of(options, component), options)
         self.degrees = Degrees(options.pp, options.dp, options.ep)
+        self.processes = self.degrees.ranks
         self.row_multiple = options.dp * options.micro_batches
         self.stages: dict[int, Stage] = {}
         """Of this rank, by their number."""
