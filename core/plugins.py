@@ -23,7 +23,7 @@ from . import hookspecs
 from .component import Component
 from .errors import BestiaryError, suggest
 
-BUILTIN = ("baseline", "attention_mla", "moe", "mtp", "fp8", "dualpipe")
+BUILTIN = ("baseline", "attention_mla", "moe", "mtp", "fp8", "dualpipe", "fsdp")
 """Folders of `plugins/`, registered in this order."""
 
 ENTRY_POINTS = "bestiary"

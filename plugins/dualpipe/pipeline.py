@@ -13,6 +13,7 @@ from ...core.contracts import Batch, Context, Loss
 from ...core.distributed import world
 from ...core.distributed.experts import share_experts
 from ...core.distributed.mesh import Degrees, Mesh
+from ...core.distributed.sharded import shard
 from ...core.distributed.spread import Spread
 from ...core.errors import BestiaryError
 from ...core.stages import place
@@ -60,7 +61,7 @@ class Pipeline(Spread):
         self._share(model, holders)
         for stage in self.stages.values():
             if self.options.zero:
-                _shard(stage, self.mesh)
+                shard(stage, model, self.mesh.dense["data"], reshard=False)
         return model
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
@@ -241,7 +242,3 @@ def _observed(micros: list[MicroBatch]) -> dict[str, Tensor]:
 
 def _width(model: CausalLM) -> int:
     return model.manifest.model.hidden_size
-
-
-def _shard(stage: Stage, mesh: Mesh) -> None:
-    raise NotImplementedError

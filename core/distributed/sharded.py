@@ -1,0 +1,35 @@
+"""FSDP2 over the data ranks of a stage, with sums for averages. Routed experts that ranks share already stay out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from ..backbone import Block, CausalLM
+
+
+def shard(root: nn.Module, model: CausalLM, mesh: DeviceMesh, *, reshard: bool) -> None:
+    """Spreads the parameters of `root`, each block on its own.
+
+    Args:
+        root: a module whose parameters belong to `model`.
+        model: knows which parameters are cut already.
+        mesh: one dimension to shard over, or (copies, shards).
+        reshard: whether a block's parameters are given back after its forward pass.
+    """
+    cut = {id(parameter) for name, parameter in model.named_parameters() if name in model.cuts}
+    ignored = {parameter for parameter in root.parameters() if id(parameter) in cut}
+    blocks = [module for module in root.modules() if isinstance(module, Block)]
+    for module in (*blocks, root):
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshard, ignored_params=ignored)
+    for module in wrapped(root):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def wrapped(root: nn.Module) -> Iterable[FSDPModule]:
+    """The modules whose parameters FSDP gathers at once."""
+    return (module for module in root.modules() if isinstance(module, FSDPModule))

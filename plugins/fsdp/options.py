@@ -1,0 +1,43 @@
+"""Options of sharded data parallelism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ...core.component import Options
+
+if TYPE_CHECKING:
+    from .fsdp import ShardedData
+
+
+class FSDPOptions(Options):
+    dp: int = Field(default=2, gt=0)
+    """Data-parallel ranks."""
+    shard: int | None = Field(default=None, gt=0)
+    """Neighbouring ranks that share one copy of the parameters; all when None. Less than `dp` keeps several copies (HSDP)."""
+    ep: int = Field(default=1, gt=0)
+    """Ranks that share the routed experts; divides `dp` and the number of experts."""
+    micro_batches: int = Field(default=1, gt=0)
+    """Forward and backward passes of a step on each rank; gradients travel after the last."""
+    reshard: bool = True
+    """Whether a block's parameters are given back after its forward pass (ZeRO-3), or kept until its backward pass (ZeRO-2)."""
+    latency: float = Field(default=0.0, ge=0)
+    """Milliseconds added to every exchange between experts."""
+
+
+def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:
+    """What does not divide."""
+    for name in ("shard", "ep"):
+        degree = getattr(options, name)
+        if degree is not None and options.dp % degree:
+            valid = [n for n in range(1, options.dp + 1) if options.dp % n == 0]
+            yield f"{name} = {degree} does not divide dp = {options.dp}. Use one of {valid}."
+
+
+def build_fsdp(options: FSDPOptions, site: Any) -> ShardedData:
+    from .fsdp import ShardedData
+
+    return ShardedData(options)
