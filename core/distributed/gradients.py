@@ -19,7 +19,8 @@ BUCKET = 1 << 24
 
 @torch.no_grad()
 def sum_gradients(parameters: Iterable[nn.Parameter], group: Any) -> None:
-    """Adds up gradients over a group, in place; one that a rank does not have counts as zeros there."""
+    """Adds up gradients over a group, in place; one that a rank does not have counts as zeros there. Of distributed ones, the parts
+    that the ranks have, which must be the same."""
     if group is None:
         return
     bucket: list[Tensor] = []
@@ -28,7 +29,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], group: Any) -> None:
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
+        bucket.append(local(parameter.grad))
         if sum(grad.numel() for grad in bucket) >= BUCKET:
             _sum(bucket, group)
             bucket = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -28,6 +29,19 @@ def shard(root: nn.Module, model: CausalLM, mesh: DeviceMesh, *, reshard: bool) 
     for module in wrapped(root):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def gathered(roots: Iterable[nn.Module]) -> Iterator[None]:
+    """All parameters are whole inside, for passes that do not call modules in the order that FSDP expects."""
+    modules = [module for root in roots for module in wrapped(root)]
+    for module in modules:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
 
 
 def wrapped(root: nn.Module) -> Iterable[FSDPModule]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from ..backbone import CausalLM
 from ..contracts import Batch, Loss, added
@@ -67,7 +68,8 @@ class Spread:
         named = dict(model.named_parameters())
         for group, names in self.copies:
             sum_gradients([named[name] for name in names], group)
-        sum_gradients([p for name, p in named.items() if name not in model.cuts], self.mesh.group("data"))
+        plain = [p for name, p in named.items() if name not in model.cuts and not isinstance(p, DTensor)]
+        sum_gradients(plain, self.mesh.group("data"))
         sum_gradients([p for name, p in named.items() if name in model.cuts], self.mesh.group("replica"))
 
     def whole_loss(self, losses: Sequence[Loss], auxiliary: Sequence[tuple[dict[str, Tensor], float]], observed: Sequence[dict[str, Tensor]]) -> Loss:

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
+from torch.distributed.tensor import debug
 
 POLL = 0.01
 """Seconds between looks at the processes."""
@@ -126,4 +127,12 @@ def _serve(pipe: Connection) -> None:
             reply = None, traceback.format_exc()
         finally:
             dist.destroy_process_group()
+            _forget_groups()
         pipe.send(reply)
+
+
+def _forget_groups() -> None:
+    """DTensor remembers how operations spread over a mesh, and takes a mesh of the next world for that of the last."""
+    for name in ("_clear_python_sharding_prop_cache", "_clear_fast_path_sharding_prop_cache", "_clear_sharding_prop_cache"):
+        if (clear := getattr(debug, name, None)) is not None:
+            clear()

@@ -23,6 +23,7 @@ from torch.distributed.pipelining.schedules import (
 )
 from torch.distributed.pipelining.stage import InferenceMode
 
+from ...core.distributed.sharded import gathered
 from .schedules.actions import Action, Kind, Pair, Schedule
 from .stage import Stage
 from .tape import Tape, alone, in_turns
@@ -113,6 +114,9 @@ class RunningStage(PipelineStage):
         if not self.ends:
             super().set_local_bwd_input(next_stage_bwd_outputs, mb_index)
 
+    def _post_metadata_inference_cleanup(self) -> None:
+        """Nothing was inferred; what stages gathered stays gathered."""
+
     def get_local_bwd_output(self, mb_index: int) -> Any:
         return self.bwd_cache.pop(mb_index)
 
@@ -141,7 +145,15 @@ class Runtime(_PipelineScheduleRuntime):
             stage.clear_runtime_states()
             stage.tapes.clear()
         inputs = [(torch.empty(0),)] * self.count
-        self._step_microbatches(inputs, [{}] * self.count, list(range(self.count)), None, False)
+        with gathered(stage.stage for stage in self.by_number.values()):
+            for stage in self.by_number.values():
+                _hold(stage.stage)
+            self._step_microbatches(inputs, [{}] * self.count, list(range(self.count)), None, False)
+            for stage in self.by_number.values():
+                stage.perform_reduce_grad(1)
+
+    def _assert_unsharded(self, stage: Any) -> None:
+        """Stages are whole throughout a step: two of a rank may use one embedding."""
 
     def _warmup_p2p(self, *arguments: Any) -> None:
         """Shapes are known, nobody needs to vote on them."""
@@ -185,21 +197,15 @@ def lower(schedule: Schedule) -> dict[int, list[_Action]]:
     """
     after, before = _neighbours(schedule)
     left = {rank: list(row) for rank, row in enumerate(schedule.rows)}
-    lowered: dict[int, list[_Action]] = {rank: [_whole(_ComputationType.UNSHARD, s) for s in schedule.stages_of(rank)] for rank in left}
+    lowered: dict[int, list[_Action]] = {rank: [] for rank in left}
     there: set[Action] = set()
-    rest = {stage: _weight_passes(schedule) for stage in range(len(schedule.rank_of))}
 
     def finished(action: Action, rank: int) -> None:
-        nonlocal rest
         there.add(action if action.kind != Kind.BACKWARD else Action(action.stage, Kind.INPUT, action.microbatch))
         peer = (after if action.kind == Kind.FORWARD else before).get(action.stage) if action.kind != Kind.WEIGHT else None
         if peer is not None and schedule.rank_of[peer] != rank:
             lowered[rank].append(_Action(action.stage, SEND[action.kind], action.microbatch))
             lowered[schedule.rank_of[peer]].append(_Action(peer, RECEIVE[action.kind], action.microbatch))
-        if action.kind in (Kind.BACKWARD, Kind.WEIGHT):
-            rest[action.stage] -= 1
-            if not rest[action.stage]:
-                lowered[rank].append(_whole(_ComputationType.REDUCE_GRAD, action.stage))
 
     while any(left.values()):
         moved = False
@@ -213,8 +219,6 @@ def lower(schedule: Schedule) -> dict[int, list[_Action]]:
             moved = True
         if not moved:
             raise AssertionError(f"{schedule.name}: no rank can go on")
-    for rank, actions in lowered.items():
-        actions += [_whole(_ComputationType.RESHARD, stage) for stage in schedule.stages_of(rank)]
     return lowered
 
 
@@ -224,6 +228,14 @@ def prepare_shards(stage: Stage) -> None:
         fully_shard.state(stage)._lazy_init()  # type: ignore[attr-defined]
 
 
+def _hold(stage: Stage) -> None:
+    """Modules that FSDP sees called within a stage (MTP's block) neither give back parameters nor send gradients until all is done."""
+    if isinstance(stage, FSDPModule):
+        stage.set_is_last_backward(False)
+        stage.set_reshard_after_backward(False)
+        stage.set_requires_gradient_sync(False)
+
+
 def _loss_itself(output: Tensor, target: Any) -> Tensor:
     return output
 
@@ -231,10 +243,6 @@ def _loss_itself(output: Tensor, target: Any) -> Tensor:
 def _neighbours(schedule: Schedule) -> tuple[dict[int, int], dict[int, int]]:
     after = {a: b for chain in schedule.chains for a, b in zip(chain, chain[1:], strict=False)}
     return after, {b: a for a, b in after.items()}
-
-
-def _weight_passes(schedule: Schedule) -> int:
-    return schedule.microbatches // len(schedule.chains)
 
 
 def _parts(item: Action | Pair) -> tuple[Action, ...]:
@@ -261,7 +269,3 @@ def _torch_action(item: Action | Pair) -> _Action:
         parts = (_torch_action(item.forward), _torch_action(item.backward))
         return _Action(item.forward.stage, _ComputationType.OVERLAP_F_B, None, parts)
     return _Action(item.stage, KINDS[item.kind], item.microbatch)
-
-
-def _whole(kind: _ComputationType, stage: int) -> _Action:
-    return _Action(stage, kind, None)

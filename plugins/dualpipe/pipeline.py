@@ -13,7 +13,7 @@ from ...core.contracts import Batch, Context, Loss
 from ...core.distributed import world
 from ...core.distributed.experts import share_experts
 from ...core.distributed.mesh import Degrees, Mesh
-from ...core.distributed.sharded import shard
+from ...core.distributed.sharded import gathered, shard
 from ...core.distributed.spread import Spread
 from ...core.errors import BestiaryError
 from ...core.stages import place
@@ -90,7 +90,8 @@ class Pipeline(Spread):
         try:
             self._fill(model, self.own_rows(batch), model.counts(batch), observe=True)
             like = example(self._rows(batch), batch.input_ids.shape[1], _width(model), model.model.compute_dtype)
-            forward_only(self.schedule, self.stages, like, self.mesh, model.device)
+            with gathered(self.stages.values()):
+                forward_only(self.schedule, self.stages, like, self.mesh, model.device)
             return self._report()
         finally:
             model.train(was_training)
@@ -149,11 +150,14 @@ class Pipeline(Spread):
     def _prune(self, model: CausalLM) -> dict[int, set[str]]:
         """Makes the stages of this rank, takes everything else out of the model; what each pipeline rank holds."""
         every = _places(model, self.layers, self.schedule.chains, self.schedule.rank_of)
-        for chain in self.schedule.chains:
-            for place, number in enumerate(chain):
-                if self.schedule.rank_of[number] == self.mesh.pipeline:
-                    ends = {"first": place == 0, "last": place == len(chain) - 1}
-                    self.stages[number] = Stage(model, self.layers[place], **ends)
+        embedding = [model.model.embed_tokens] if "embedding" in every[self.mesh.pipeline] else []
+        for number in self.schedule.stages_of(self.mesh.pipeline):
+            chain = next(chain for chain in self.schedule.chains if number in chain)
+            first, last = number == chain[0], number == chain[-1]
+            ends = [module for module in (model.model.norm, model.lm_head, model.objectives) if module is not None] if last else []
+            if embedding and (first or last):
+                ends.append(embedding.pop())
+            self.stages[number] = Stage(model, self.layers[chain.index(number)], first=first, last=last, ends=ends)
         mine = every[self.mesh.pipeline]
         for index in range(len(model.model.layers)):
             if f"layer {index}" not in mine:

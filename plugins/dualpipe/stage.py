@@ -6,7 +6,7 @@ single blocks. Token ids, targets and documents of a micro-batch are known to ev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -41,10 +41,19 @@ class Segment:
 class Stage(nn.Module):
     """`[B, S, D] -> [B, S, D]`; the first ignores its input, the last gives the micro-batch's loss."""
 
-    def __init__(self, model: CausalLM, layers: range, *, first: bool, last: bool) -> None:
+    def __init__(self, model: CausalLM, layers: range, *, first: bool, last: bool, ends: Iterable[nn.Module] = ()) -> None:
+        """
+        Args:
+            model: the whole model, of which this rank may hold these layers only.
+            layers: of this stage, perhaps none.
+            first: whether it embeds token ids.
+            last: whether it computes the loss.
+            ends: what else it holds, embedding, norm and head; of two stages of a rank that use the embedding only one.
+        """
         super().__init__()
         self.first, self.last = first, last
         self.blocks = nn.ModuleList(model.model.layers[layer] for layer in layers)
+        self.ends = nn.ModuleList(ends)
         vars(self)["whole"] = model
         self.micro_batches: list[MicroBatch] = []
         """Of the step under way."""

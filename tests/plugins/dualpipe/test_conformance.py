@@ -18,6 +18,11 @@ LAYOUTS = {
     "dualpipe-v data": V | {"dp": 2},
     "dualpipe-v experts": V | {"dp": 2, "ep": 2},
     "dualpipe experts": {"use": "dualpipe", "pp": 2, "dp": 2, "ep": 2, "micro_batches": 4, "overlap": "backward-first"},
+    "dualpipe sharded": {"use": "dualpipe", "pp": 2, "dp": 2, "zero": 3, "micro_batches": 4},
+    "1f1b sharded, experts": {"use": "pipeline", "schedule": "1f1b", "pp": 2, "dp": 2, "ep": 2, "zero": 3, "micro_batches": 3},
+    "fsdp": {"use": "fsdp", "dp": 4, "micro_batches": 2},
+    "fsdp copies": {"use": "fsdp", "dp": 4, "shard": 2, "reshard": False},
+    "fsdp experts": {"use": "fsdp", "dp": 4, "ep": 2, "micro_batches": 2},
     "experts alone": {"use": "dualpipe-v", "pp": 1, "dp": 4, "ep": 2, "micro_batches": 3},
 }
 
@@ -28,7 +33,7 @@ def test_everything_at_once(processes, model, layout):
     testing.assert_same(processes, testing.Case(model(), LAYOUTS[layout], recompute=True, documents=True, ignored=True))
 
 
-@pytest.mark.parametrize("layout", ["dualpipe-v", "dualpipe", "1f1b", "dualpipe-v experts"])
+@pytest.mark.parametrize("layout", ["dualpipe-v", "dualpipe", "1f1b", "dualpipe-v experts", "dualpipe sharded", "fsdp experts"])
 @pytest.mark.parametrize("feature", ["plain", "tied", "tied and mtp", "two rows"])
 def test_one_feature(processes, model, layout, feature):
     data = model(mtp="mtp" in feature, tied="tied" in feature)
