@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -19,7 +20,12 @@ def main() -> None:
     from ..core.errors import BestiaryError
 
     try:
-        app(arguments)
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # so that the launcher of several processes can say what happened to one
+            from torch.distributed.elastic.multiprocessing.errors import record
+
+            record(lambda: app(arguments))()
+        else:
+            app(arguments)
     except BestiaryError as error:
         if debug:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,13 +28,25 @@ def train(
     out_folder: Out = None,
     overwrite: Overwrite = False,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the run's curves into its folder.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine, as many as set.parallelism is for.")] = 1,
+    max_restarts: Annotated[int, typer.Option(min=0, help="How often all processes start again after one failed.")] = 0,
 ) -> None:
     """Trains a model by a recipe. Ctrl-C saves it and stops; the same command again goes on, also after a crash."""
+    from ..core.distributed import world
     from ..lab.recipe import load_recipe
     from ..lab.training.plot import plot_run
     from ..lab.training.train import train as run
 
-    done = run(load_recipe(recipe, set=set or []), out=out_folder, resume=not overwrite, overwrite=overwrite)
+    asked = load_recipe(recipe, set=set or [])
+    if nproc > 1 and not world.launched():
+        from ..lab.training.launch import launch
+
+        launch(asked, sys.argv[1:], processes=nproc, max_restarts=max_restarts)
+        return
+    overwrite = overwrite and not world.restarted()
+    done = run(asked, out=out_folder, resume=not overwrite, overwrite=overwrite)
+    if not world.first():
+        return
     summary = done.summary
     held_out = "" if summary.bits_per_byte is None else f", {summary.bits_per_byte:.3f} bits per byte on held-out text"
     out.print(f"{summary.status}: {summary.tokens:,} tokens, {summary.tokens_per_second:,.0f} tokens/s{held_out}")

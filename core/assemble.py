@@ -32,7 +32,12 @@ Model = TypeVar("Model", bound=CausalLM)
 
 
 def assemble(
-    manifest: Manifest, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, kind: type[Model] = CausalLM
+    manifest: Manifest,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    kind: type[Model] = CausalLM,
+    place: bool = True,
 ) -> Model:
     """The model with its parameters allocated but not filled.
 
@@ -42,6 +47,7 @@ def assemble(
         dtype: dtype of parameters and activations. None stores what training needs, as the precision component says
             (fp32 master weights under `bf16`), and computes in the component's dtype.
         kind: the class of the model.
+        place: whether its parallelism takes away what lies on other ranks.
 
     Raises:
         BestiaryError: a component builds other parameters than it declares, or breaks its slot's shape contract.
@@ -58,7 +64,8 @@ def assemble(
     for entry in table.values():
         _set_dtype(model, entry, precision)
     model.parallelism = manifest.parallelism.build(manifest.site)
-    model = model.parallelism.place(model)
+    if place:
+        model = model.parallelism.place(model)
     if torch.device(device).type != "meta":
         allocate(model, table, torch.device(device))
     return model

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .backbone import CausalLM
     from .cache import LayerCache
+    from .manifest import Manifest
     from .site import Site
     from .weights import Role
 
@@ -206,6 +207,18 @@ class Batch:
         return [Batch(*(None if f is None else f[i] for f in fields)) for i in range(count)]  # type: ignore[arg-type]
 
 
+    def padded(self, multiple: int) -> Batch:
+        """The batch with rows added that count for nothing, up to a multiple of so many."""
+        missing = -self.input_ids.shape[0] % multiple
+        if not missing:
+            return self
+        like = [None if t is None else t[:1].expand(missing, -1) for t in (self.input_ids, self.targets, self.segments, self.valid)]
+        ids, targets, segments, valid = like
+        rows = Batch(ids, torch.full_like(targets, IGNORE), segments, valid)  # type: ignore[arg-type]
+        both = zip(vars(self).values(), vars(rows).values(), strict=True)
+        return Batch(*(None if a is None else torch.cat((a, b)) for a, b in both))  # type: ignore[arg-type]
+
+
 IGNORE = -100
 """Target of a position that has no next token, as in `torch.nn.functional.cross_entropy`."""
 
@@ -221,6 +234,10 @@ class Loss:
     metrics: dict[str, float] = field(default_factory=dict)
     observed: dict[str, Tensor] = field(default_factory=dict)
     """What modules told in an evaluation, by name: `[B, ...]`, a row for each sequence. Empty in training."""
+
+    def of_rows(self, rows: int) -> Loss:
+        """The same without what was told of rows beyond the first `rows`, which were padding."""
+        return replace(self, observed={name: tensor[:rows] for name, tensor in self.observed.items()})
 
 
 def added(losses: Sequence[Loss]) -> Loss:
@@ -294,6 +311,10 @@ class Parallelism(Protocol):
 
     def evaluate(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward only, in evaluation mode; fills `Loss.observed`."""
+        ...
+
+    def describe(self, manifest: Manifest, rank: int) -> str:
+        """What a rank holds, in words that finish "rank 3, which has ..."."""
         ...
 
     def clip(self, model: CausalLM, limit: float) -> float:

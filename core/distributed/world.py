@@ -37,6 +37,16 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def first() -> bool:
+    """Whether this process was started as the first of a run, or alone; before and after `joined` too."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def restarted() -> bool:
+    """Whether this is another attempt of a run of which a process failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 @contextmanager
 def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
     """Joins the processes that `torchrun` started, for the time of the block; does nothing in a process that is alone.
@@ -54,6 +64,26 @@ def joined(device: torch.device, timeout: float = TIMEOUT) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def lead() -> bool:
+    """Whether this process writes the files of all."""
+    return rank() == 0
+
+
+def meet() -> None:
+    """Waits until every process is here."""
+    if active():
+        dist.barrier()
+
+
+def anyone(asked: bool) -> bool:
+    """Whether it is so on any rank."""
+    if not active():
+        return asked
+    votes = torch.tensor(float(asked))
+    dist.all_reduce(votes)
+    return bool(votes)
 
 
 def merged(found: dict[str, Any]) -> dict[str, Any]:

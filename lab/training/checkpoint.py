@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
+from ...core.distributed import world
 from ...core.errors import BestiaryError
 from ..units import short
 from .options import CheckpointOptions
@@ -43,14 +44,18 @@ class Checkpoint:
     def step(self) -> int:
         return self.record["step"]
 
-    def read(self, tensors: Tensors) -> None:
-        """Fills `tensors`, which must have the names and shapes that were saved.
+    def write(self, tensors: Tensors) -> None:
+        """Writes tensors from all processes, without a record."""
+        save(tensors, checkpoint_id=self.folder, no_dist=not world.active())
+
+    def read(self, tensors: Tensors, *, alone: bool = False) -> None:
+        """Fills `tensors`, which must have the names and shapes that were saved; `alone` where other processes do not.
 
         Raises:
             BestiaryError: the files do not hold them.
         """
         try:
-            load(tensors, checkpoint_id=self.folder, no_dist=True)
+            load(tensors, checkpoint_id=self.folder, no_dist=alone or not world.active())
         except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
             raise BestiaryError(
                 f"{self.folder}: this checkpoint cannot be read: {_cause(error)}. Remove it to go on from an earlier one."
@@ -82,15 +87,17 @@ class Checkpoints:
         self.finish()
         draft = self.folder / f".step-{record['step']:08d}.part"
         try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            self._check_room(tensors)
-            (draft / STATE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            if world.lead():
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+                self._check_room(tensors)
+                (draft / STATE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            world.meet()
             written = self._write(tensors, draft)
         except (CheckpointException, OSError, RuntimeError) as error:
             raise self._failure(draft, error) from error
         self._pending = draft, record, written
-        if not self.options.asynchronous:
+        if not self.options.asynchronous or world.active():
             self.finish()
 
     def poll(self) -> None:
@@ -105,16 +112,20 @@ class Checkpoints:
         (draft, record, written), self._pending = self._pending, None
         try:
             written.result()
-            draft.replace(self.folder / f"step-{record['step']:08d}")
+            world.meet()
+            if world.lead():
+                draft.replace(self.folder / f"step-{record['step']:08d}")
+            world.meet()
         except (CheckpointException, OSError, RuntimeError) as error:
             raise self._failure(draft, error) from error
-        self._prune()
+        if world.lead():
+            self._prune()
 
     def _write(self, tensors: Tensors, draft: Path) -> Future[Any]:
-        if self.options.asynchronous:
+        if self.options.asynchronous and not world.active():
             return async_save(tensors, checkpoint_id=draft, no_dist=True)  # type: ignore[return-value]
         done: Future[Any] = Future()
-        done.set_result(save(tensors, checkpoint_id=draft, no_dist=True))
+        done.set_result(save(tensors, checkpoint_id=draft, no_dist=not world.active()))
         return done
 
     def _prune(self) -> None:

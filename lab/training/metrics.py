@@ -78,6 +78,19 @@ class Log:
         self.file.close()
 
 
+class NoLog(Log):
+    """Of the ranks that write no files."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def write(self, line: Line) -> None:
+        """Keeps nothing."""
+
+    def close(self) -> None:
+        """Closes nothing."""
+
+
 def read_log(path: Path) -> Iterator[Line]:
     """The lines of a `metrics.jsonl`; a last one that was cut off is none."""
     with path.open(encoding="utf-8") as file:

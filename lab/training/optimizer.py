@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from ...core.backbone import CausalLM
@@ -75,10 +76,12 @@ class Optimizers:
 
 
 def _adamw(named: dict[str, Tensor], options: OptimizerOptions) -> tuple[Optimizer, dict[str, Tensor]]:
-    """Weight decay leaves vectors (norms, biases) alone."""
+    """Weight decay leaves vectors (norms, biases) alone. Sharded parameters are stepped on apart from whole ones."""
+    kinds: dict[tuple[bool, bool], list[Tensor]] = {}
+    for p in named.values():
+        kinds.setdefault((p.ndim > 1, isinstance(p, DTensor)), []).append(p)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in named.values() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": params, "weight_decay": options.weight_decay if matrix else 0.0} for (matrix, _), params in kinds.items()
     ]
     settings: dict[str, Any] = {"lr": options.lr, "betas": options.betas, "eps": options.eps}
     if options.moments == "bfloat16":

@@ -33,6 +33,8 @@ class TrainOptions(Options):
     """`cpu`, `cuda`, or `auto`: the accelerator when there is one."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay for each step of an exponential moving average of the weights, which is evaluated and saved beside them."""
+    timeout: float = Field(default=60.0, gt=0)
+    """Seconds that a process waits for the others of its run before it gives up."""
     recompute: Literal["none", "block"] = "none"
     """`block` keeps only the input of each block for the backward pass, and computes the rest again."""
     compile: bool = False
@@ -117,7 +119,7 @@ class CheckpointOptions(Options):
     keep_best: bool = False
     """Whether the one with the lowest held-out loss stays too, among those taken at a step that was evaluated."""
     asynchronous: bool = True
-    """Whether training goes on while a checkpoint is written; memory holds a copy of the state until then."""
+    """Whether training goes on while a checkpoint is written, in one process; memory holds a copy of the state until then."""
 
 
 class LogOptions(Options):

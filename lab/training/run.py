@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from ...core.backbone import CausalLM
 from ...core.contracts import Batch
+from ...core.distributed import world
 from ...core.errors import BestiaryError
 from ...core.manifest import Manifest
 from ...registry.save import save
@@ -22,10 +24,11 @@ from .display import Display
 from .finite import keep_batch
 from .interrupt import Interrupt
 from .memory import peak_memory
-from .metrics import Line, Log, read_log
+from .metrics import Line, Log, NoLog, read_log
 from .result import AVERAGE, METRICS, MODEL, RECIPE, SUMMARY, RunResult, Status, Summary, read_run, write_json, write_summary
 from .trackers import Tracker, open_trackers
 from .trainer import Diverged, Trainer
+from .whole import tensors_of, whole_model
 
 NON_FINITE = "non-finite"
 """Folder of the batches whose steps were not taken."""
@@ -53,24 +56,26 @@ class Run:
         found = self._unfinished() if resume else None
         if found is None:
             self._check_free(overwrite)
+        world.meet()
         self.trainer = Trainer(self.recipe, self.manifest, self.data, self.device)
         if found is None:
             self._begin(self.trainer.evaluate())
         else:
             self._go_on(found)
         config = table(self.recipe)
-        self.trackers: list[Tracker] = open_trackers(self.recipe.log, self.folder, config, step=self.trainer.state.step)
+        step = self.trainer.state.step
+        self.trackers: list[Tracker] = open_trackers(self.recipe.log, self.folder, config, step=step) if world.lead() else []
         return self.trainer.state.step
 
     def go(self, interrupt: Interrupt, display: Display) -> None:
         """Steps, evaluations and checkpoints until the budget is used up, someone interrupts, or the run diverges."""
         steps, evaluated, saved = self.recipe.steps, self.recipe.log.eval_every, self.recipe.checkpoint.every
         display.show(self.last)
-        while self.trainer.state.step < steps and not interrupt.requested:
+        while self.trainer.state.step < steps and not world.anyone(interrupt.requested):
             line = self._step()
             if line.kind == "skip" or line.step % self.recipe.log.every == 0 or line.step == steps:
                 self._write(line, display)
-            ended = interrupt.requested or line.step == steps
+            ended = world.anyone(interrupt.requested) or line.step == steps
             if ended or due(evaluated, line.step, steps):
                 self._evaluate(display)
             if saved and (ended or due(saved, line.step, steps)):
@@ -81,10 +86,13 @@ class Run:
         """Saves the model, then the summary: a folder with a summary is complete."""
         self.checkpoints.finish()
         model, average = self.trainer.state.model, self.trainer.state.average
-        self._save(MODEL)
-        if average is not None:
-            with average.in_place():
-                self._save(AVERAGE)
+        if world.active():
+            self._save_joined()
+        else:
+            self._save(model, MODEL)
+            if average is not None:
+                with average.in_place():
+                    self._save(model, AVERAGE)
         model.train()
         step, steps = self.trainer.state.step, self.recipe.steps
         return self._summarise("finished", "") if step == steps else self._summarise("interrupted", f"after step {step} of {steps}")
@@ -104,6 +112,8 @@ class Run:
 
     def _keep(self, step: int, message: str, batch: Batch) -> Path:
         where = self.folder / NON_FINITE / f"step-{step:08d}"
+        if not world.lead():
+            return where
         keep_batch(where, batch, {"step": step, "message": message, "recipe": table(self.recipe)})
         return where
 
@@ -139,6 +149,9 @@ class Run:
 
     def _begin(self, first: Line) -> None:
         """Makes the folder, without the results of a run that was there."""
+        self.log, self.last = NoLog(), first
+        if not world.lead():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (SUMMARY, METRICS):
             (self.folder / name).unlink(missing_ok=True)
@@ -146,7 +159,7 @@ class Run:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         write_json(self.folder / RECIPE, table(self.recipe))
         write_json(self.folder / "manifest.json", self.manifest.table())
-        self.log, self.last = Log(self.folder), first
+        self.log = Log(self.folder)
         self.log.write(first)
 
     def _go_on(self, found: Checkpoint) -> None:
@@ -157,9 +170,11 @@ class Run:
         found.read(tensors)
         torch.set_rng_state(tensors["random"]["torch"])
         state.step, state.seconds, state.skipped = found.step, found.record["seconds"], found.record["skipped"]
-        (self.folder / SUMMARY).unlink(missing_ok=True)
-        self.log = Log(self.folder, after=state.step)
-        self.last = [line for line in read_log(self.folder / METRICS) if line.kind == "eval"][-1]
+        self.last = [line for line in read_log(self.folder / METRICS) if line.kind == "eval" and line.step <= state.step][-1]
+        world.meet()
+        self.log = Log(self.folder, after=state.step) if world.lead() else NoLog()
+        if world.lead():
+            (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def _check_free(self, overwrite: bool) -> None:
         folder = self.folder
@@ -177,8 +192,25 @@ class Run:
                 "(overwrite=True)."
             )
 
-    def _save(self, name: str) -> None:
-        save(self.trainer.state.model, self.folder / name)
+    def _save_joined(self) -> None:
+        """Has the first rank put the model together from a checkpoint, whatever it was spread over."""
+        state = self.trainer.state
+        tensors = {kind: found for kind, found in state.tensors().items() if kind in ("model", "average")}
+        parts = Checkpoint(self.folder / ".parts", {})
+        parts.write(tensors)
+        if world.lead():
+            whole = whole_model(self.manifest)
+            parts.read({"model": tensors_of(whole)}, alone=True)
+            self._save(whole, MODEL)
+            if state.average is not None:
+                average = {name: tensor for name, tensor in tensors_of(whole).items() if tensor.is_floating_point()}
+                parts.read({"average": average}, alone=True)
+                self._save(whole, AVERAGE)
+            shutil.rmtree(parts.folder)
+        world.meet()
+
+    def _save(self, model: CausalLM, name: str) -> None:
+        save(model, self.folder / name)
         self.data.tokenizer.save(self.folder / name, self.data.end)
 
     def _summarise(self, status: Status, message: str) -> RunResult:
@@ -218,7 +250,9 @@ class Run:
             device=str(self.device),
             versions=_versions(),
         )
-        write_summary(self.folder, summary)
+        if world.lead():
+            write_summary(self.folder, summary)
+        world.meet()
         return RunResult(self.folder, summary)
 
 

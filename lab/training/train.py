@@ -6,7 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import torch
+
 from ...core.adjust import check_adjustable
+from ...core.distributed import world
 from ...core.errors import BestiaryError
 from ...core.host import keep_freed_memory
 from ...core.manifest import Manifest
@@ -54,6 +57,15 @@ def train(
     keep_freed_memory()
     manifest, device = recipe.manifest(), choose(recipe.train.device)
     _check_timeline(recipe, manifest)
+    progress = progress and world.first()
+    with world.joined(device, recipe.train.timeout):
+        return _train(recipe, manifest, device, folder, progress=progress, resume=resume, overwrite=overwrite)
+
+
+def _train(
+    recipe: Recipe, manifest: Manifest, device: torch.device, folder: Path, *, progress: bool, resume: bool, overwrite: bool
+) -> RunResult:
+    _check_processes(manifest)
     data = open_data(recipe, manifest)
     if data.left_out and progress:
         console.print(f"{len(data.left_out)} files are not UTF-8 text and are left out, such as {data.left_out[0]}", soft_wrap=True)
@@ -66,6 +78,14 @@ def train(
     return run.finish()
 
 
+def _check_processes(manifest: Manifest) -> None:
+    needed = manifest.parallelism.build(manifest.site).processes
+    if world.size() != needed:
+        use = manifest.parallelism.use
+        remedy = f"Start it with `bestiary train RECIPE --nproc {needed}`, or set set.parallelism.use = 'local'."
+        raise BestiaryError(f"parallelism.use = '{use}' needs {needed} processes, and there are {world.size()}. {remedy}")
+
+
 def run_digest(recipe: Recipe, manifest: Manifest, data_digest: str) -> str:
     """sha256 of everything that decides a run's result; paths, checkpoints and trackers are not among it."""
     own = table(recipe)
@@ -73,6 +93,7 @@ def run_digest(recipe: Recipe, manifest: Manifest, data_digest: str) -> str:
         del own[name]
     for name in ("to", "project"):
         del own["log"][name]
+    del own["train"]["timeout"]
     parts = json.dumps([own, manifest.digest, data_digest], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()
 

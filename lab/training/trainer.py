@@ -16,6 +16,7 @@ from ...core.adjust import adjust
 from ...core.assemble import clear_statistics, state
 from ...core.backbone import Block, CausalLM
 from ...core.contracts import Batch, Loss, Parallelism
+from ...core.distributed import world
 from ...core.errors import BestiaryError, Problem
 from ...core.manifest import Manifest
 from ...core.recompute import recompute_blocks
@@ -61,13 +62,25 @@ class State:
 
     def tensors(self) -> dict[str, Any]:
         """The tensors themselves, for a checkpoint to be written from or read into."""
+        model = {name: tensor.detach() for name, tensor in state(self.model).items()}
         found: dict[str, Any] = {
-            "model": {name: tensor.detach() for name, tensor in state(self.model).items()},
-            "optimizer": self.optimizers.state(),
+            "model": {name: whole_of(self.model, name, tensor) for name, tensor in model.items()},
+            "optimizer": {
+                name: {key: whole_of(self.model, name, value) for key, value in moments.items()}
+                for name, moments in self.optimizers.state().items()
+            },
             "loads": self.loads,
             "random": {"torch": torch.get_rng_state()},
         }
-        return found if self.average is None else found | {"average": self.average.tensors}
+        if self.average is None:
+            return found
+        return found | {"average": {name: whole_of(self.model, name, tensor) for name, tensor in self.average.tensors.items()}}
+
+
+def whole_of(model: CausalLM, name: str, tensor: Tensor) -> Tensor:
+    """A tensor that belongs to a parameter, such as a moment, as what it is a part of where the parameter is cut."""
+    cut = model.cuts.get(name)
+    return tensor if cut is None or tensor.ndim == 0 else cut.shared(tensor)
 
 
 class Trainer:
@@ -86,7 +99,7 @@ class Trainer:
         self.schedule = Schedule(recipe.steps, recipe.schedule)
         average = None if recipe.train.ema is None else Average(model, recipe.train.ema)
         self.state = State(model, Optimizers(model, recipe.optimizer), average)
-        self.peak = recipe.train.peak_flops or measure_peak(device, model.model.compute_dtype)
+        self.peak = world.size() * (recipe.train.peak_flops or measure_peak(device, model.model.compute_dtype))
 
     @property
     def tokens(self) -> int:
@@ -190,6 +203,7 @@ class Trainer:
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {norm}"
         state.optimizers.zero_grad()
         where = first_non_finite(state.model, lambda: self.parallelism.step(state.model, batch))
+        where = next((there for there in world.everyone(where) if not there.startswith("it did not")), where)
         state.optimizers.zero_grad()
         clear_statistics(state.model)
         message = f"Step {state.step + 1} of {self.budget.steps}: {what}; {where}."

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ...core.backbone import CausalLM
 from ...core.contracts import Batch, Loss, added
+from ...core.manifest import Manifest
 from .options import LocalOptions
 
 
@@ -34,9 +35,13 @@ class Local:
         was_training = model.training
         model.eval()
         try:
-            return self._run(model, batch, backward=False)
+            return self._run(model, batch.padded(self.row_multiple), backward=False).of_rows(batch.input_ids.shape[0])
         finally:
             model.train(was_training)
+
+    def describe(self, manifest: Manifest, rank: int) -> str:
+        """What a rank holds, in words."""
+        return "everything"
 
     def clip(self, model: CausalLM, limit: float) -> float:
         """As torch does."""

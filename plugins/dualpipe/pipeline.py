@@ -16,6 +16,7 @@ from ...core.distributed.mesh import Degrees, Mesh
 from ...core.distributed.sharded import gathered, shard
 from ...core.distributed.spread import Spread
 from ...core.errors import BestiaryError
+from ...core.manifest import Manifest
 from ...core.stages import place
 from ...core.table import entries
 from .adapter import RunningStage, Runtime, prepare_shards
@@ -55,7 +56,7 @@ class Pipeline(Spread):
             )
         self.mesh = Mesh(self.degrees)
         chain = len(self.schedule.chains[0])
-        self.layers, _ = _split(model, chain)
+        self.layers = _split(model.manifest, chain)
         holders = self._prune(model)
         share_experts(model, self.mesh, latency=self.options.latency / 1000)
         self._share(model, holders)
@@ -63,6 +64,14 @@ class Pipeline(Spread):
             if self.options.zero:
                 shard(stage, model, self.mesh.dense["data"], reshard=False)
         return model
+
+    def describe(self, manifest: Manifest, rank: int) -> str:
+        """What a rank holds, in words."""
+        layers = _split(manifest, len(self.schedule.chains[0]))
+        numbers = self.schedule.stages_of(rank // self.options.dp)
+        places = [next(chain.index(number) for chain in self.schedule.chains if number in chain) for number in numbers]
+        told = [f"stage {number} ({_layers(layers[place])})" for number, place in zip(numbers, places, strict=True)]
+        return f"{' and '.join(told)} of {self.schedule.name}"
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step, by the schedule's table.
@@ -75,8 +84,7 @@ class Pipeline(Spread):
         try:
             runtime.run()
         except Exception as error:
-            where = ", ".join(f"{number} (layers {self._named(number)})" for number in self.stages)
-            error.add_note(f"on rank {world.rank()}, which has the stages {where} of {self.schedule.name}")
+            error.add_note(f"on rank {world.rank()}, which has {self.describe(model.manifest, world.rank())}")
             raise
         self.sum_all(model)
         return self._report()
@@ -85,14 +93,15 @@ class Pipeline(Spread):
     def evaluate(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward only, in evaluation mode."""
         self._check_world()
-        was_training = model.training
+        was_training, rows = model.training, batch.input_ids.shape[0]
+        batch = batch.padded(self.row_multiple)
         model.eval()
         try:
             self._fill(model, self.own_rows(batch), model.counts(batch), observe=True)
             like = example(self._rows(batch), batch.input_ids.shape[1], _width(model), model.model.compute_dtype)
             with gathered(self.stages.values()):
                 forward_only(self.schedule, self.stages, like, self.mesh, model.device)
-            return self._report()
+            return self._report().of_rows(rows)
         finally:
             model.train(was_training)
 
@@ -190,21 +199,20 @@ class Pipeline(Spread):
         if self.mesh.replica:
             self.owned |= {name: False for name in model.cuts}
 
-    def _named(self, number: int) -> str:
-        chain = next(chain for chain in self.schedule.chains if number in chain)
-        layers = self.layers[chain.index(number)]
-        return f"{layers.start} to {layers.stop - 1}" if layers else "none"
 
 
-def _split(model: CausalLM, stages: int) -> tuple[list[range], Any]:
-    manifest = model.manifest
+def _layers(layers: range) -> str:
+    return "no layer" if not layers else f"layer {layers.start}" if len(layers) == 1 else f"layers {layers.start} to {layers.stop - 1}"
+
+
+def _split(manifest: Manifest, stages: int) -> list[range]:
     units = manifest.model.num_hidden_layers + 1
     if stages > units:
         raise BestiaryError(
             f"parallelism: {stages} stages, and {units - 1} layers with the head make {units} at most. Lower parallelism.pp, or take "
             "more layers."
         )
-    return place(manifest, entries(manifest), stages, min(LENGTH, manifest.model.max_position_embeddings))
+    return place(manifest, entries(manifest), stages, min(LENGTH, manifest.model.max_position_embeddings))[0]
 
 
 def _places(model: CausalLM, layers: list[range], chains: Any, rank_of: Any) -> dict[int, set[str]]:

@@ -15,6 +15,7 @@ from ...core.distributed.mesh import Degrees, Mesh
 from ...core.distributed.sharded import shard, wrapped
 from ...core.distributed.spread import Spread
 from ...core.errors import BestiaryError
+from ...core.manifest import Manifest
 from .options import FSDPOptions
 
 
@@ -43,6 +44,11 @@ class ShardedData(Spread):
         self.owned |= {name: self.mesh.replica == 0 for name in model.cuts}
         return model
 
+    def describe(self, manifest: Manifest, rank: int) -> str:
+        """What a rank holds, in words."""
+        shards = self.options.shard or self.options.dp
+        return f"part {rank % shards} of {shards} of every layer"
+
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step.
 
@@ -60,7 +66,7 @@ class ShardedData(Spread):
         was_training = model.training
         model.eval()
         try:
-            return self._run(model, batch, backward=False)
+            return self._run(model, batch.padded(self.row_multiple), backward=False).of_rows(batch.input_ids.shape[0])
         finally:
             model.train(was_training)
 

@@ -204,7 +204,7 @@ def test_a_skipped_step_changes_nothing_but_the_position(lab: Path, monkeypatch)
 
 
 def test_skipping_ends(lab: Path, monkeypatch):
-    monkeypatch.setattr("bestiary.lab.training.trainer.clip_grad_norm_", lambda *a, **k: float("inf"))
+    monkeypatch.setattr("bestiary.plugins.baseline.local.clip_grad_norm_", lambda *a, **k: float("inf"))
     with pytest.raises(Diverged, match=r"Step 3 of 12: the norm .* is inf; it did not happen a second time. 2 steps were skipped"):
         run(lab, "train.non_finite=skip", "train.max_skipped=2")
 
