@@ -16,16 +16,22 @@ so that attention runs on the latent itself, one key-value head for all query he
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from ...core.cache import LayerCache
 from ...core.contracts import Context
+from ...core.errors import BestiaryError, Problem
 from ...core.layers.attend import attend
 from ...core.layers.rope import rotate, softmax_multiplier, tables
 from ...core.site import Site
 from . import decode
 from .options import MLAOptions
+
+if TYPE_CHECKING:
+    from .kernels.launch import Kernels
 
 ABSORBED_QUERIES = 64
 """Up to this many new positions on top of a cache are attended in absorbed form; more amortise the expansion."""
@@ -40,6 +46,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.nope, self.rope, self.value = options.qk_nope_head_dim, options.qk_rope_head_dim, options.v_head_dim
         self.latent, self.scale = options.kv_lora_rank, (self.nope + self.rope) ** -0.5 * softmax_multiplier(options.rope)
         self.widths = decode.Widths(self.heads, self.nope, self.rope, self.value, self.latent)
+        self.kernels = _kernels() if options.kernels == "triton" else None
         d, query, eps = site.hidden_size, self.heads * (self.nope + self.rope), options.latent_norm_eps
         if options.q_lora_rank is None:
             self.q_proj = site.linear(d, query)
@@ -83,7 +90,7 @@ class MultiHeadLatentAttention(nn.Module):
     def _few(self, q: Tensor, kv: Tensor, context: Context) -> Tensor | None:
         """Attention of a few new positions when decoding, where a kernel is to be had for it."""
         cache, w = context.cache(self.layer), self.widths
-        if cache is None or context.past == 0:
+        if cache is None or context.past == 0 or self.kernels is not None:
             return None
         table, norm = tables(self.options.rope, w.rope, context), self.kv_a_layernorm
         weights = (norm.weight, self.kv_b_proj.weight)
@@ -92,9 +99,12 @@ class MultiHeadLatentAttention(nn.Module):
 
     def _expanded(self, q_nope: Tensor, q_pe: Tensor, c: Tensor, k_pe: Tensor, context: Context) -> Tensor:
         """Attention on every head's own keys and values: `[B, S, H * value]`."""
-        k_nope, v = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)).split([self.nope, self.value], dim=-1)
+        kv, q = self.kv_b_proj(c).unflatten(-1, (self.heads, -1)), torch.cat((q_nope, q_pe), dim=-1)
+        if self.kernels is not None:
+            y, _ = self.kernels.attention(q, kv, k_pe, nope=self.nope, scale=self.scale, segments=context.segments)
+            return y.flatten(-2)
+        k_nope, v = kv.split([self.nope, self.value], dim=-1)
         k = torch.cat((k_nope, k_pe.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
-        q = torch.cat((q_nope, q_pe), dim=-1)
         heads = (t.transpose(1, 2) for t in (q, k, v))
         y = attend(*heads, scale=self.scale, mask=context.mask(), causal=context.is_causal)
         return y.transpose(1, 2).flatten(-2)
@@ -104,10 +114,34 @@ class MultiHeadLatentAttention(nn.Module):
         batch, length = q_nope.shape[:2]
         w_uk, w_uv = self.kv_b_proj.dense(q_nope.dtype).unflatten(0, (self.heads, -1)).split([self.nope, self.value], dim=1)
         q = torch.cat((torch.einsum("bshn,hnc->bshc", q_nope, w_uk), q_pe), dim=-1)
+        y = self._on_latents(q, stored, context)
+        return torch.einsum("bshc,hvc->bshv", y.reshape(batch, length, self.heads, self.latent), w_uv).flatten(-2)
+
+    def _on_latents(self, q: Tensor, stored: Tensor, context: Context) -> Tensor:
+        """Attention of `[B, S, H, latent + rope]` queries on what is stored: `B * S * H` latents. Kernels do not differentiate it."""
+        cache = context.cache(self.layer)
+        if self.kernels is not None and cache is not None and not (q.requires_grad or stored.requires_grad):
+            batch, length = q.shape[:2]
+            seen = context.once("seen", lambda: torch.arange(1, length + 1, device=q.device).repeat(batch) + context.past)
+            kinds = {"latent": self.latent, "scale": self.scale, "queries": length}
+            return self.kernels.decode(q.flatten(0, 1), cache.buffers["latent"], seen, **kinds)[0]
         mask = context.mask()
         if mask is not None:
             mask = mask.repeat_interleave(self.heads, dim=2)
         c = stored[..., : self.latent]
         heads = (t.unsqueeze(1) for t in (q.flatten(1, 2), stored, c))
-        y = attend(*heads, scale=self.scale, mask=mask, causal=False)
-        return torch.einsum("bshc,hvc->bshv", y.reshape(batch, length, self.heads, self.latent), w_uv).flatten(-2)
+        return attend(*heads, scale=self.scale, mask=mask, causal=False)
+
+
+def _kernels() -> Kernels:
+    """The Triton kernels.
+
+    Raises:
+        BestiaryError: Triton is not installed.
+    """
+    try:
+        from .kernels.launch import Kernels
+    except ImportError as error:
+        remedy = "Install it with `pip install 'bestiary[gpu]'`, or set block.attention.kernels = 'torch'."
+        raise BestiaryError(Problem(f"{error}.", "block.attention.kernels = 'triton'", remedy)) from error
+    return Kernels()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,16 @@ class MLAOptions(Options):
     """Whether rotary pairs are neighbours, as in DeepSeek's weights."""
     latent_norm_eps: float = Field(default=1e-6, gt=0)
     """Epsilon of the two norms on the latents; 1e-6 in the released code whatever `rms_norm_eps` says."""
+    kernels: Literal["torch", "triton"] = "torch"
+    """What computes attention: torch, or our Triton kernels on an NVIDIA GPU, in bf16, fp16 or fp32. Results are the same up to rounding;
+    torch is the default until the kernels were measured to be faster."""
+
+    def table(self) -> dict[str, Any]:
+        """The options as manifest data, `kernels` only if it is not torch: else it says nothing about a model, and changes no digest."""
+        table = super().table()
+        if self.kernels == "torch":
+            del table["kernels"]
+        return table
 
 
 def check(options: MLAOptions, site: Site) -> Iterator[str]:
@@ -112,7 +122,7 @@ def from_gqa(old: Mapping[str, Tensor], before: Any, after: MLAOptions, site: Si
 
 def mla_why_not(before: MLAOptions, after: MLAOptions, site: Site) -> str:
     """Why MLA cannot become this MLA."""
-    same = {"rope_interleave": after.rope_interleave}
+    same = {"rope_interleave": after.rope_interleave, "kernels": after.kernels}
     if before.model_copy(update=same) != after:
         return "only rope_interleave of MLA can be converted. Keep its other options as the checkpoint has them."
     return ""
