@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 
 from .accounting import layer_costs, objective_cost
 from .manifest import Manifest
+from .table import entries
 from .weights import Entry
 
 
@@ -51,6 +52,24 @@ def place(manifest: Manifest, entries: list[Entry], stages: int, length: int) ->
         if first and manifest.model.tie_word_embeddings and stages > 1:
             rows[-1].append(entry)
     return ranges, rows
+
+
+def stage_work(manifest: Manifest, stages: int, length: int) -> list[tuple[float, float, float]]:
+    """FLOPs per token of the forward pass, of input gradients and of weight gradients in each stage, sequences of `length` tokens.
+
+    Matrices take as many FLOPs in each of the three. Attention between positions has no weights, and twice its forward FLOPs go
+    into input gradients.
+    """
+    table = entries(manifest)
+    ranges, _ = place(manifest, table, stages, length)
+    costs, added = layer_costs(manifest), objective_cost(manifest)
+    pairs = [cost.pair_macs * float(length) for cost in costs] + [added.pair_macs * float(length)]
+    work, found = _work(manifest, table, length), []
+    for stage, layers in enumerate(ranges):
+        units = [*layers, *([len(costs)] if stage == stages - 1 else [])]
+        whole, attention = sum(work[unit] for unit in units), sum(pairs[unit] for unit in units)
+        found.append((whole, whole + attention, whole - attention))
+    return found
 
 
 def _work(manifest: Manifest, entries: list[Entry], length: int) -> list[float]:
