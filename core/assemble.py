@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ def assemble(
         _set_dtype(model, entry, precision)
     model.parallelism = manifest.parallelism.build(manifest.site)
     if place:
-        model = model.parallelism.place(model)
+        model = cast(Model, model.parallelism.place(model))
     if torch.device(device).type != "meta":
         allocate(model, table, torch.device(device))
     return model

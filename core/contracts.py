@@ -206,7 +206,6 @@ class Batch:
         fields = [None if t is None else t.chunk(count) for t in (self.input_ids, self.targets, self.segments, self.valid)]
         return [Batch(*(None if f is None else f[i] for f in fields)) for i in range(count)]  # type: ignore[arg-type]
 
-
     def padded(self, multiple: int) -> Batch:
         """The batch with rows added that count for nothing, up to a multiple of so many."""
         missing = -self.input_ids.shape[0] % multiple

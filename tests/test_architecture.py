@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "plugins": {"core"},  # and a plugin's own folder
     "registry": {"core", "registry"},
     "lab": {"core", "registry", "lab"},
-    "cli": {"core", "registry", "lab", "cli"},
+    "cli": {"core", "registry", "lab", "cli", "plugins"},
 }
 CORE_NEEDS = {"torch", "pydantic", "pydantic_core", "pluggy"}
 LONGEST_FILE, LONGEST_FUNCTION, FEW_LINES = 400, 60, 3

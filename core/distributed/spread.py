@@ -72,7 +72,9 @@ class Spread:
         sum_gradients(plain, self.mesh.group("data"))
         sum_gradients([p for name, p in named.items() if name in model.cuts], self.mesh.group("replica"))
 
-    def whole_loss(self, losses: Sequence[Loss], auxiliary: Sequence[tuple[dict[str, Tensor], float]], observed: Sequence[dict[str, Tensor]]) -> Loss:
+    def whole_loss(
+        self, losses: Sequence[Loss], auxiliary: Sequence[tuple[dict[str, Tensor], float]], observed: Sequence[dict[str, Tensor]]
+    ) -> Loss:
         """The step's loss from what each rank has of it, equal on all ranks.
 
         Args:

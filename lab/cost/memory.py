@@ -21,12 +21,12 @@ from ...core.component import Cost, Storage
 from ...core.errors import BestiaryError
 from ...core.layout import Layout, parse_layout
 from ...core.manifest import Manifest
+from ...core.stages import place
 from ...core.table import entries
 from ...core.weights import Entry
 from .gpus import Gpu, find_gpu
 from .layout import check_layout
 from .schedules import Schedule, find_schedule
-from ...core.stages import place
 
 Recompute = Literal["block", "none"]
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
+from torch._C._distributed_c10d import FileStore
 from torch.distributed.tensor import debug
 
 POLL = 0.01
@@ -119,7 +120,7 @@ def _serve(pipe: Connection) -> None:
             work, arguments, rank, size, meeting, timeout = pipe.recv()
         except EOFError:
             return
-        store = dist.FileStore(meeting, size)
+        store = FileStore(meeting, size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         try:
             reply = work(*arguments), None

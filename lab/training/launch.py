@@ -1,7 +1,7 @@
 """`bestiary train --nproc`: the same command in several processes, by torch's elastic launcher, which `torchrun` is a front of.
 
-When a process fails, the launcher stops the others and starts all of them again, up to `max_restarts` times; a run then goes on from its last
-complete checkpoint.
+When a process fails, the launcher stops the others and starts all of them again, up to `max_restarts` times; a run then goes on from
+its last complete checkpoint.
 """
 
 from __future__ import annotations

@@ -22,6 +22,13 @@ def bestiary_precision() -> list[Component]:
             summary="Everything in fp32.",
         ),
         Component(
+            "fp64",
+            o.NativeOptions,
+            o.build_fp64,
+            storage=lambda _: Storage(master=8, gradient=8, moments=16, activation=8, inference=8, inference_high=8),
+            summary="Everything in fp64, to compare runs whose sums are in another order.",
+        ),
+        Component(
             "bf16",
             o.NativeOptions,
             o.build_bf16,

@@ -135,6 +135,14 @@ def build_fp32(options: NativeOptions, site: Site) -> Native:
     return Native(compute=torch.float32, storage=torch.float32)
 
 
+def build_fp64(options: NativeOptions, site: Site) -> Native:
+    import torch
+
+    from .precision import Native
+
+    return Native(compute=torch.float64, storage=torch.float64)
+
+
 def build_bf16(options: NativeOptions, site: Site) -> Native:
     import torch
 

@@ -1,4 +1,4 @@
-"""Pipelines over several processes: DualPipe and DualPipeV, which overlap a forward with a backward pass, and 1F1B, interleaved, ZB1P, ZB-V."""
+"""Pipelines over several processes: DualPipe and DualPipeV, which overlap a forward with a backward pass; 1F1B, interleaved, ZB1P, ZB-V."""
 
 from __future__ import annotations
 

@@ -8,12 +8,14 @@ sends and receives, since torch's refuses a second chain (DualPipe) and sends th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining._utils import InferenceMode
 from torch.distributed.pipelining.schedules import (
     _Action,
     _ComputationType,
@@ -21,7 +23,6 @@ from torch.distributed.pipelining.schedules import (
     _PipelineScheduleRuntime,
     _wait_batch_p2p,
 )
-from torch.distributed.pipelining.stage import InferenceMode
 
 from ...core.distributed.sharded import gathered
 from .schedules.actions import Action, Kind, Pair, Schedule
@@ -158,7 +159,7 @@ class Runtime(_PipelineScheduleRuntime):
     def _warmup_p2p(self, *arguments: Any) -> None:
         """Shapes are known, nobody needs to vote on them."""
 
-    def _pair(self, action: _Action, context: _PipelineContext) -> None:
+    def _pair(self, action: _Action, ctx: _PipelineContext) -> None:
         assert action.sub_actions is not None
         forward, backward = action.sub_actions
         ahead, back = self.by_number[forward.stage_index], self.by_number[backward.stage_index]
@@ -176,7 +177,7 @@ class Runtime(_PipelineScheduleRuntime):
         output = results["forward"]
         assert output is not None
         ahead.forward_done(f, output)
-        self._maybe_compute_loss(ahead, output, context.target_mbs, f)
+        self._maybe_compute_loss(ahead, output, ctx.target_mbs, f)
         back.backward_done(b, results["backward"], defer=defer)
         if not defer:
             self.backward_counter[back.stage_index] += 1
@@ -241,7 +242,7 @@ def _loss_itself(output: Tensor, target: Any) -> Tensor:
 
 
 def _neighbours(schedule: Schedule) -> tuple[dict[int, int], dict[int, int]]:
-    after = {a: b for chain in schedule.chains for a, b in zip(chain, chain[1:], strict=False)}
+    after = {a: b for chain in schedule.chains for a, b in pairwise(chain)}
     return after, {b: a for a, b in after.items()}
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 
 class PipelineRanks(Options):
+    """How many ranks do what, in every pipeline."""
+
     pp: int = Field(default=2, gt=0)
     """Pipeline ranks."""
     dp: int = Field(default=1, gt=0)
@@ -32,12 +34,16 @@ class PipelineRanks(Options):
 
 
 class BothWaysOptions(PipelineRanks):
+    """Of DualPipe and DualPipeV."""
+
     overlap: Literal["forward-first", "backward-first", "none"] = "forward-first"
     """Whose piece begins when a forward and a backward pass overlap: in turns, each computes during the exchanges of the other. `none`
     runs one after the other."""
 
 
 class PipelineOptions(PipelineRanks):
+    """Of pipelines that overlap nothing."""
+
     schedule: Literal["1f1b", "interleaved", "zb1p", "zb-v"] = "1f1b"
     """`1f1b`; `interleaved`, with `chunks` stages on each rank; `zb1p` and `zb-v`, which fill bubbles with weight gradients."""
     chunks: int = Field(default=2, gt=1)

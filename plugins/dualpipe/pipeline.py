@@ -163,7 +163,8 @@ class Pipeline(Spread):
         for number in self.schedule.stages_of(self.mesh.pipeline):
             chain = next(chain for chain in self.schedule.chains if number in chain)
             first, last = number == chain[0], number == chain[-1]
-            ends = [module for module in (model.model.norm, model.lm_head, model.objectives) if module is not None] if last else []
+            late: tuple[nn.Module | None, ...] = (model.model.norm, model.lm_head, model.objectives) if last else ()
+            ends: list[nn.Module] = [module for module in late if module is not None]
             if embedding and (first or last):
                 ends.append(embedding.pop())
             self.stages[number] = Stage(model, self.layers[chain.index(number)], first=first, last=last, ends=ends)
@@ -200,7 +201,6 @@ class Pipeline(Spread):
             self.owned |= {name: False for name in model.cuts}
 
 
-
 def _layers(layers: range) -> str:
     return "no layer" if not layers else f"layer {layers.start}" if len(layers) == 1 else f"layers {layers.start} to {layers.stop - 1}"
 
@@ -220,12 +220,12 @@ def _places(model: CausalLM, layers: list[range], chains: Any, rank_of: Any) -> 
     held: dict[int, set[str]] = {rank: set() for rank in set(rank_of)}
     embeds_late = model.lm_head is None or any(getattr(goal, "embeds", False) for goal in model.goals.values())
     for chain in chains:
-        for place, number in enumerate(chain):
+        for position, number in enumerate(chain):
             mine = held[rank_of[number]]
-            mine |= {f"layer {layer}" for layer in layers[place]}
-            if place == 0 or (place == len(chain) - 1 and embeds_late):
+            mine |= {f"layer {layer}" for layer in layers[position]}
+            if position == 0 or (position == len(chain) - 1 and embeds_late):
                 mine.add("embedding")
-            if place == len(chain) - 1:
+            if position == len(chain) - 1:
                 mine.add("end")
     return held
 

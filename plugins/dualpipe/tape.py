@@ -112,9 +112,7 @@ class Tape:
     def _autograd(self, piece: Piece, grads: tuple[Tensor | None, ...], defer: bool) -> None:
         loss = grads == (None,)
         pairs = [
-            (output, grad)
-            for output, grad in zip(piece.outputs, grads, strict=True)
-            if output.requires_grad and (loss or grad is not None)
+            (output, grad) for output, grad in zip(piece.outputs, grads, strict=True) if output.requires_grad and (loss or grad is not None)
         ]
         if not pairs:
             return

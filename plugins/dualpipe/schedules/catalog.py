@@ -66,5 +66,7 @@ def make(name: str, *, ranks: int, microbatches: int, chunks: int = 2) -> Schedu
         below = max(least, microbatches // multiple * multiple, multiple)
         above = -(-microbatches // multiple) * multiple
         valid = f"{below} or {above}" if below != above else f"{above}"
-        raise BestiaryError(f"{name} on {ranks} ranks needs a multiple of {multiple} micro-batches, not {microbatches}. The nearest: {valid}.")
+        raise BestiaryError(
+            f"{name} on {ranks} ranks needs a multiple of {multiple} micro-batches, not {microbatches}. The nearest: {valid}."
+        )
     return kind.make(ranks, microbatches, chunks)

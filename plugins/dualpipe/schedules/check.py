@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 from ....core.errors import BestiaryError, Problem
 from .actions import Action, Kind, Pair, Schedule
@@ -19,7 +20,7 @@ def parts(item: Action | Pair) -> tuple[Action, ...]:
 
 def needs(schedule: Schedule) -> dict[Action, tuple[Action, ...]]:
     """What each pass of a schedule waits for. Gradients arrive with an input pass; a full backward pass counts as one."""
-    after = {a: b for chain in schedule.chains for a, b in zip(chain, chain[1:], strict=False)}
+    after = {a: b for chain in schedule.chains for a, b in pairwise(chain)}
     before = {b: a for a, b in after.items()}
     there = {action: action for row in schedule.rows for item in row for action in parts(item)}
 
@@ -78,7 +79,8 @@ def _counts(schedule: Schedule) -> Iterator[str]:
                 if forward != 1:
                     yield f"stage {stage} has {forward} forward passes of micro-batch {number}, expected 1."
                 if (full, split, weight) not in ((1, 0, 0), (0, 1, 1)):
-                    yield f"stage {stage}, micro-batch {number}: B, I, W are there {full}, {split}, {weight} times; expected 1, 0, 0 or 0, 1, 1."
+                    found = f"B {full}, I {split}, W {weight} times; expected 1, 0, 0 or 0, 1, 1."
+                    yield f"stage {stage} has of micro-batch {number}: {found}"
     known = sum(len(chain) for chain in schedule.chains) * (schedule.microbatches // len(schedule.chains))
     extra = [action for action in done if not 0 <= action.microbatch < schedule.microbatches // len(schedule.chains)]
     if extra:

@@ -25,9 +25,7 @@ def dualpipe(ranks: int, microbatches: int) -> Schedule:
 
 def dualpipe_v(ranks: int, microbatches: int) -> Schedule:
     """The table for at least `2 * ranks` micro-batches."""
-    rows = [
-        _eight_steps(Writer(rank, 2 * ranks - 1 - rank), ranks, rank, microbatches, middle=rank == ranks - 1) for rank in range(ranks)
-    ]
+    rows = [_eight_steps(Writer(rank, 2 * ranks - 1 - rank), ranks, rank, microbatches, middle=rank == ranks - 1) for rank in range(ranks)]
     return Schedule("dualpipe-v", ranks, microbatches, (tuple(range(2 * ranks)),), _folded(ranks), tuple(rows))
 
 

@@ -1,8 +1,8 @@
 """What a table takes: start and end of every pass, idle time, memory. No processes, no tensors.
 
-A rank runs its row in order; a pass begins when the rank is free and what it needs has arrived. Two figures are called *bubble* in the field,
-and both are given: *wall* idle is the makespan less the time that a rank computes, *span* idle counts from a rank's own first to its own last
-pass, as zero-bubble papers do, which holds where ranks may begin their optimizer step at different times.
+A rank runs its row in order; a pass begins when the rank is free and what it needs has arrived. Two figures are called *bubble* in the
+field, and both are given: *wall* idle is the makespan less the time that a rank computes, *span* idle counts from a rank's own first to its
+own last pass, as zero-bubble papers do, which holds where ranks may begin their optimizer step at different times.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Times:
                 raise BestiaryError(f"the time of {name} passes is {min(each)}; expected 0 or more.")
             if len(each) not in (1, len(schedule.rank_of)):
                 raise BestiaryError(f"{len(each)} times of {name} passes for {len(schedule.rank_of)} stages; give one, or one for each.")
-        if self.latency < 0 or not 0 < self.overlap:
+        if self.latency < 0 or self.overlap <= 0:
             raise BestiaryError(f"latency {self.latency} and overlap {self.overlap}: expected 0 or more, and more than 0.")
         return self
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.layout import Layout, nearest, parse_layout
-from bestiary.lab.cost.schedules import SCHEDULES
 from bestiary.core.stages import split
+from bestiary.lab.cost.schedules import SCHEDULES
 
 
 def test_dp_is_what_remains():

@@ -46,7 +46,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(lab: Path):
     whole = run(lab, "train.steps=3")
     parts = run(lab, "train.steps=3", "set.parallelism.micro_batches=4", out="parts")
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
-    with pytest.raises(BestiaryError, match=r"a step of 4 rows does not split into the 3 parts that \[parallelism\] makes of it. Use multiples of 3"):
+    with pytest.raises(
+        BestiaryError, match=r"a step of 4 rows does not split into the 3 parts that \[parallelism\] makes of it. Use multiples of 3"
+    ):
         run(lab, "set.parallelism.micro_batches=3", out="bad")
 
 

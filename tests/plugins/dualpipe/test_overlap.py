@@ -161,7 +161,7 @@ def test_a_stage_that_fails_is_named_and_the_others_stop(model):
 def test_one_process_keeps_the_whole_model_and_says_how_to_start_more(model):
     made = bestiary.create_model({**model(), "parallelism": {"use": "dualpipe-v", "pp": 2, "dp": 2, "micro_batches": 4}})
     assert made(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 31)
-    with pytest.raises(bestiary.BestiaryError, match="takes steps in 4 processes, and this one is alone.*--nproc 4"):
+    with pytest.raises(bestiary.BestiaryError, match=r"takes steps in 4 processes, and this one is alone.*--nproc 4"):
         made.parallelism.step(made, None)
 
 

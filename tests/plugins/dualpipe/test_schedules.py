@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -74,7 +75,12 @@ def test_dualpipe_is_the_published_step():
 
 @pytest.mark.parametrize(
     ("name", "theirs", "chunks"),
-    [("dualpipe-v", "DualPipeV", 2), ("zb-v", "ZBVZeroBubble", 2), ("interleaved", "Interleaved1F1B", 2), ("interleaved", "Interleaved1F1B", 3)],
+    [
+        ("dualpipe-v", "DualPipeV", 2),
+        ("zb-v", "ZBVZeroBubble", 2),
+        ("interleaved", "Interleaved1F1B", 2),
+        ("interleaved", "Interleaved1F1B", 3),
+    ],
 )
 @pytest.mark.parametrize(("ranks", "microbatches"), [(2, 4), (4, 8), (4, 12), (8, 24)])
 def test_tables_are_those_of_torch(name, theirs, chunks, ranks, microbatches):
@@ -101,7 +107,9 @@ def test_broken_tables_are_refused(schedule, data):
         case "twice":
             row.insert(place, row[place])
         case "early":
-            weight = next((i for i, item in enumerate(row) if not isinstance(item, Pair) and item.kind in (Kind.BACKWARD, Kind.INPUT)), None)
+            weight = next(
+                (i for i, item in enumerate(row) if not isinstance(item, Pair) and item.kind in (Kind.BACKWARD, Kind.INPUT)), None
+            )
             if weight is None:
                 return
             row.insert(0, row.pop(weight))
@@ -119,7 +127,7 @@ def test_time_is_kept(schedule, forward, input, weight, overlap, latency, early)
     ends = {part: span.end for row in run.rows for span in row for part in parts(span.item)}
     begins = {part: span.start for row in run.rows for span in row for part in parts(span.item)}
     for row in run.rows:
-        assert all(a.end <= b.start for a, b in zip(row, row[1:], strict=False))
+        assert all(a.end <= b.start for a, b in pairwise(row))
     for action, waits in needs(schedule).items():
         for need in waits:
             if not early:
