@@ -34,6 +34,7 @@ lint: $(VENV)/lint $(VENV)/test
 
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.pipeline
 
 clean:
 	rm -rf $(VENV) .links build *.egg-info

@@ -15,6 +15,7 @@ from .cost import Gpu, SequenceLength
 
 if TYPE_CHECKING:
     from ..lab.cost.memory import Plan, Rank
+    from ..plugins.dualpipe.predict import Prediction
     from ..registry.load_rank import RankPlan
     from ..registry.plan import Read
 
@@ -35,7 +36,7 @@ class Moments(StrEnum):
 
 MOMENT_BYTES = {Moments.bf16: 4, Moments.fp32: 8}
 """Of both moments of a parameter."""
-MEMORY_ONLY = ("gpu", "schedule", "sequence_length", "micro_batch", "micro_batches", "recompute", "moments")
+MEMORY_ONLY = ("gpu", "schedule", "sequence_length", "micro_batch", "micro_batches", "recompute", "moments", "mfu", "overlap")
 READS_ONLY = ("rank",)
 SHOWN = 24
 """Rows of a table before ranks that read equally much are only counted."""
@@ -62,6 +63,8 @@ def plan(
     micro_batches: Annotated[int | None, typer.Option(min=1, help="Of a step; enough to fill the pipeline by default.")] = None,
     recompute: Annotated[Recompute, typer.Option(help="What the backward pass computes again.")] = Recompute.block,
     moments: Annotated[Moments | None, typer.Option(help="Dtype of AdamW's moments; the precision's own by default.")] = None,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Part of the bf16 peak that a GPU reaches while it computes.")] = 0.5,
+    overlap: Annotated[float, typer.Option(min=0.01, help="An overlapped pair, as a part of its passes: F&B / (F + B).")] = 0.8,
     set: Set = None,
     json: Json = False,
 ) -> None:
@@ -88,14 +91,58 @@ def plan(
         recompute=recompute.value,
         moments=None if moments is None else MOMENT_BYTES[moments],
     )
+    step = _predicted(done, mfu, overlap)
     if json:
-        print_json(done.table())
+        print_json(done.table() | {"step": vars(step) | {"hours_per_trillion": step.hours_per_trillion}})
         return
     out.print(f"[bold]{done.manifest.name}[/] on {gpus:,} x {done.gpu.name}: {done.request.layout}, {schedule}\n", soft_wrap=True)
     headings = ["rank", "layers", "in\nflight", "numbers", "para-\nmeters", "gradi-\nents", "optim-\nizer", "activa-\ntions", "all"]
     print_rows("", headings, [_rank(rank) for rank in done.ranks], right=tuple(range(1, 9)))
-    for line in _verdict(done):
+    for line in [*_verdict(done), *_told(step, mfu, overlap), *_published(done)]:
         out.print(line, soft_wrap=True)
+
+
+def _predicted(plan: Plan, mfu: float, overlap: float) -> Prediction:
+    """A step of the plan's layout."""
+    from ..plugins.dualpipe.predict import predict
+    from ..plugins.dualpipe.schedules.catalog import SCHEDULES
+
+    request, pp = plan.request, plan.request.layout.pp
+    count = request.micro_batches or max(4 * pp, SCHEDULES[request.schedule.name].least(pp))
+    return predict(
+        plan.manifest,
+        layout=request.layout,
+        schedule=request.schedule.name,
+        micro_batches=count,
+        length=request.sequence_length,
+        micro_batch=request.micro_batch,
+        rate=plan.gpu.bf16 * mfu,
+        overlap=overlap,
+        recompute=request.recompute == "block",
+    )
+
+
+def _published(plan: Plan) -> list[str]:
+    """What the model's own run took, where it is known."""
+    from ..lab.cost.runs import published_runs
+
+    run = published_runs().get(plan.manifest.name)
+    first = run.phases[0] if run else None
+    if run is None or first is None or first.hours is None:
+        return []
+    rate = 1e12 * first.hours / first.tokens
+    return [f"published for its {first.name}: {engineering(rate)} GPU hours per trillion tokens on {run.gpus:,} x {run.gpu}"]
+
+
+def _told(step: Prediction, mfu: float, overlap: float) -> list[str]:
+    hidden = f", a pair takes {overlap:g} of its passes" if overlap != 1 else ""
+    return [
+        f"a step of {engineering(step.tokens)} tokens: {step.seconds:.1f} s at {mfu:.0%} of the bf16 peak while computing{hidden}; bubble "
+        f"{step.bubble:.1%}, {step.tokens_per_second:,.0f} tokens/s per GPU, "
+        f"{engineering(step.hours_per_trillion)} GPU hours per trillion tokens",
+        f"a GPU sends in a step: {octets(step.expert_bytes)} between experts, {octets(step.stage_bytes)} between stages, "
+        f"{octets(step.data_bytes)} between data ranks",
+    ]
 
 
 def _check_options(context: typer.Context, *, reads: bool) -> None:

@@ -68,6 +68,7 @@ def load(
         BestiaryError: the manifest has problems, files are damaged, or tensors are missing, unexpected or misshapen; lists all.
     """
     from ..core.assemble import assemble, state
+    from ..core.distributed import world
     from .hub_model import HubModel
 
     started = time.perf_counter()
@@ -79,7 +80,7 @@ def load(
     checkpoint = open_checkpoint(folder)
     surgery = plan_surgery(manifest, stored_as, convert)
     plan = make_plan(manifest, checkpoint, stored_as=stored_as, dtype=dtype, init=(*init, *surgery.names))
-    model = assemble(manifest, device="meta", dtype=plan.compute_dtype, kind=HubModel)
+    model = assemble(manifest, device="meta", dtype=plan.compute_dtype, kind=HubModel, place=not world.active())
     _fill(model, plan, device, seed, threads, reader, progress)
     converted = operate(surgery, checkpoint, state(model), plan, threads=threads) if convert else ()
     model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
@@ -102,7 +103,8 @@ def load_for_training(
     seed: int = 0,
     progress: bool = False,
 ) -> HubModel:
-    """The model of `manifest` with the weights of a checkpoint, stored as training under its precision component needs.
+    """The model of `manifest` with the weights of a checkpoint, stored as training under its precision component needs; whole, also
+    where several processes compute together.
 
     Args:
         manifest: the model to train; where it differs from the checkpoint's own, `init` names what starts fresh.
@@ -117,6 +119,7 @@ def load_for_training(
         BestiaryError: as `load` does.
     """
     from ..core.assemble import assemble, state
+    from ..core.distributed import world
     from .hub_model import HubModel
 
     started = time.perf_counter()
@@ -124,7 +127,7 @@ def load_for_training(
     checkpoint = open_checkpoint(folder)
     surgery = plan_surgery(manifest, manifest_of(folder), convert)
     plan = make_plan(manifest, checkpoint, stored_as=surgery.stored_as, init=(*init, *surgery.names), training=True)
-    model = assemble(manifest, device="meta", kind=HubModel)
+    model = assemble(manifest, device="meta", kind=HubModel, place=not world.active())
     _fill(model, plan, device, seed, None, "pread", progress)
     converted = operate(surgery, checkpoint, state(model), plan, threads=None) if convert else ()
     model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)

@@ -34,6 +34,7 @@ from .metrics import Line
 from .optimizer import Optimizers
 from .peak import measure_peak
 from .schedule import Schedule
+from .whole import spread
 
 
 class Diverged(BestiaryError):
@@ -226,7 +227,10 @@ def _start(recipe: Recipe, manifest: Manifest, device: torch.device) -> CausalLM
     """The model before the first step."""
     options = recipe.train
     if options.start:
-        model = load_for_training(manifest, options.start, device=device, init=options.init, seed=options.seed)
+        where = "cpu" if world.active() else device
+        model = load_for_training(manifest, options.start, device=where, init=options.init, seed=options.seed)
+        if world.active():
+            model = spread(manifest, model, device)
     else:
         model = create_model(manifest, device=device, seed=options.seed)
     if options.recompute == "block":

@@ -135,6 +135,32 @@ def test_another_length_is_refused_before_anything_is_sent_and_the_next_step_wor
         assert "a batch of 6 rows does not split into the 4 parts" in said[3]
 
 
+def _started(data, parallelism, folder):
+    """The parameters that a rank has of a checkpoint."""
+    from bestiary.core.distributed.cuts import Cut
+    from bestiary.lab.training.whole import spread, tensors_of
+    from bestiary.registry.load import load_for_training
+
+    manifest = bestiary.resolve({**data, "parallelism": parallelism})
+    made = spread(manifest, load_for_training(manifest, folder), torch.device("cpu"))
+    assert all(isinstance(cut, Cut) for cut in made.cuts.values())
+    return {name: (tensor, made.cuts[name].index if name in made.cuts else None) for name, tensor in tensors_of(made).items()}
+
+
+def test_a_checkpoint_starts_a_pipeline(processes, model, tmp_path):
+    data = model()
+    whole = bestiary.create_model(data, seed=5)
+    bestiary.save(whole, tmp_path / "start")
+    parallelism = {"use": "dualpipe-v", "pp": 2, "dp": 2, "ep": 2, "micro_batches": 4}
+    wanted, seen = whole.state_dict(), set()
+    for held in processes.run(_started, data, parallelism, tmp_path / "start"):
+        assert 0 < len(held) < len(wanted)
+        for name, (tensor, index) in held.items():
+            assert torch.equal(tensor, wanted[name] if index is None else wanted[name].chunk(2)[index])
+            seen.add(name)
+    assert seen == wanted.keys()
+
+
 def _broken(data, parallelism, rank):
     from torch import distributed as dist
 

@@ -1,0 +1,61 @@
+"""The whole 671B model on 2,048 ranks of a process group that is none, on meta."""
+
+from __future__ import annotations
+
+import pytest
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+import bestiary
+from bestiary.core.errors import BestiaryError
+from bestiary.core.layout import Layout
+from bestiary.lab.cost.memory import plan
+from bestiary.plugins.dualpipe.predict import predict
+
+LAYOUT = {"use": "dualpipe", "pp": 16, "dp": 128, "ep": 64, "micro_batches": 120}
+
+
+@pytest.fixture
+def world():
+    """`world(rank)`: this process as one of 2,048."""
+
+    def join(rank: int) -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=2048)
+
+    yield join
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("pipeline", [0, 5, 15])
+def test_every_rank_holds_what_the_plan_counts(world, pipeline):
+    world(pipeline * 128 + 77)
+    model = bestiary.create_model("deepseek-v3", set={f"parallelism.{name}": value for name, value in LAYOUT.items()}, device="meta")
+    planned = plan(model.manifest, gpus=2048, layout="pp=16,ep=64,zero=1", schedule="dualpipe").ranks[pipeline]
+    held = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert held == planned.parameters
+    assert all(layer.weight.shape[0] == 4 for name, layer in model.named_modules() if name.endswith(".experts.down_proj"))
+
+
+def test_a_step_of_the_published_size_is_predicted():
+    """62.9M tokens a step, as the technical report says; all numbers follow from FLOPs, the rate and the schedule."""
+    manifest = bestiary.resolve("deepseek-v3")
+    layout = Layout(pp=16, dp=128, ep=64)
+    common = {"layout": layout, "micro_batches": 120, "length": 4096, "rate": 0.5 * 989e12}
+    overlapped, one_by_one = (predict(manifest, schedule="dualpipe", overlap=share, **common) for share in (0.8, 1.0))
+    assert overlapped.tokens == 15360 * 4096
+    assert overlapped.seconds < one_by_one.seconds
+    least = one_by_one.flops / 2048 / (0.5 * 989e12)
+    assert least < one_by_one.seconds < 1.5 * least
+    assert one_by_one.seconds * (1 - one_by_one.bubble) == pytest.approx(least, rel=1e-6)
+    assert one_by_one.hours_per_trillion == pytest.approx(1e12 / one_by_one.tokens * one_by_one.seconds * 2048 / 3600)
+
+
+def test_communication_follows_from_the_layout():
+    manifest = bestiary.resolve("deepseek-v3")
+    one = predict(manifest, layout=Layout(pp=16, dp=128, ep=1), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
+    assert one.expert_bytes == 0
+    two = predict(manifest, layout=Layout(pp=16, dp=128, ep=2), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
+    assert two.expert_bytes == 4 * 2 * 8 * 7168 * 0.5 * 4096 * 32 * 4, "four ways, bf16, eight copies, half of them elsewhere, four layers"
+    assert two.stage_bytes == 2 * 2 * 7168 * 4096 * 32
+    with pytest.raises(BestiaryError, match="needs 32 micro-batches at least"):
+        predict(manifest, layout=Layout(pp=16, dp=128), schedule="dualpipe", micro_batches=8, length=4096, rate=1e14)
