@@ -103,7 +103,10 @@ def _torchs(model: Any, batch: Batch) -> Any:
     """A step by torch's schedule, its stages and its own split of backward passes."""
     ours = model.parallelism
     ours._prepare(model, batch)
-    like, ids = example(1, LENGTH, model.manifest.model.hidden_size, torch.float32), torch.empty(1, LENGTH, dtype=torch.int64, device="meta")
+    like, ids = (
+        example(1, LENGTH, model.manifest.model.hidden_size, torch.float32),
+        torch.empty(1, LENGTH, dtype=torch.int64, device="meta"),
+    )
     stages = []
     for number, stage in sorted(ours.stages.items()):
         last = number == 2 * RANKS - 1
