@@ -16,6 +16,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before Triton is imported", allow_module_level=True)
 
+from benchmarks.gpu import mla
+from benchmarks.gpu.measure import wrong
 from bestiary.core.contracts import Context
 from bestiary.plugins.attention_mla.kernels import tiles
 from bestiary.plugins.attention_mla.kernels.launch import Kernels
@@ -306,3 +308,17 @@ def test_long_chunks_on_a_cache_and_gradients_through_a_step(both: list[Any], mo
             grads.append(own.grad)
     for grad in grads[1:]:
         assert (grad - grads[0]).norm() <= 1e-5 * grads[0].norm()
+
+
+def test_the_benchmark_checks_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    assert wrong(mla.cases("cpu", small=True)) == []
+    assert all(call() is not None for case in mla.cases("cpu", small=True) for call in case.peers.values())
+    right = Kernels()
+    off = Kernels()
+    monkeypatch.setattr(off, "attention", lambda *given, **kinds: [t * 1.02 for t in right.attention(*given, **kinds)], raising=False)
+    monkeypatch.setattr(mla, "OURS", off)
+    assert wrong(mla.cases("cpu", small=True)) == ["prefill", "prefill-backward"]
+    monkeypatch.setattr(off, "attention", right.attention)
+    monkeypatch.setattr(off, "decode", lambda *given, **kinds: [t * 1.02 for t in right.decode(*given, **kinds)], raising=False)
+    assert wrong(mla.cases("cpu", small=True)) == ["decode"]
