@@ -31,6 +31,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "interleaved": {"use": "pipeline", "schedule": "interleaved"},
     "zb1p": {"use": "pipeline", "schedule": "zb1p"},
     "zb-v": {"use": "pipeline", "schedule": "zb-v"},
+    "interleaved-overlap": {"use": "pipeline", "schedule": "interleaved-overlap"},
     "dualpipe-v, no overlap": {"use": "dualpipe-v", "overlap": "none"},
     "dualpipe-v": {"use": "dualpipe-v"},
     "dualpipe": {"use": "dualpipe"},

@@ -17,7 +17,7 @@ def simulate(
     schedule: Annotated[str, typer.Argument(help="A schedule, such as dualpipe-v; all are compared when left out.")] = "",
     ranks: Annotated[int, typer.Option(min=1, help="Of the pipeline.")] = 8,
     microbatches: Annotated[int, typer.Option(min=1, help="Of a step.")] = 20,
-    chunks: Annotated[int, typer.Option(min=2, help="Stages of a rank, of the interleaved schedule.")] = 2,
+    chunks: Annotated[int, typer.Option(min=2, help="Stages of a rank, of the interleaved schedules.")] = 2,
     forward: Annotated[float, typer.Option(min=0, help="Time of a forward pass through 1 / (2 * ranks) of the model.")] = 1.0,
     backward: Annotated[float, typer.Option(min=0, help="Of the gradients of inputs.")] = 1.0,
     weight: Annotated[float, typer.Option(min=0, help="Of the gradients of weights.")] = 1.0,

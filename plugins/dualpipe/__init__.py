@@ -31,6 +31,6 @@ def bestiary_parallelism() -> list[Component]:
             o.PipelineOptions,
             o.build_pipeline,
             check=o.check_pipeline,
-            summary="Pipelines without overlap: 1F1B, interleaved 1F1B, ZB1P, ZB-V.",
+            summary="1F1B, interleaved 1F1B with and without overlap, ZB1P, ZB-V.",
         ),
     ]

@@ -42,12 +42,13 @@ class BothWaysOptions(PipelineRanks):
 
 
 class PipelineOptions(PipelineRanks):
-    """Of pipelines that overlap nothing."""
+    """Of pipelines in which every layer is once, and data flows one way."""
 
-    schedule: Literal["1f1b", "interleaved", "zb1p", "zb-v"] = "1f1b"
-    """`1f1b`; `interleaved`, with `chunks` stages on each rank; `zb1p` and `zb-v`, which fill bubbles with weight gradients."""
+    schedule: Literal["1f1b", "interleaved", "interleaved-overlap", "zb1p", "zb-v"] = "1f1b"
+    """`1f1b`; `interleaved`, with `chunks` stages on each rank; `interleaved-overlap`, whose steady pairs run in turns; `zb1p` and `zb-v`,
+    which fill bubbles with weight gradients."""
     chunks: int = Field(default=2, gt=1)
-    """Stages on a rank, of the interleaved schedule."""
+    """Stages on a rank, of the interleaved schedules."""
 
 
 def schedule(name: str, options: PipelineRanks) -> Schedule:

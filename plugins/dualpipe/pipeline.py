@@ -129,7 +129,7 @@ class Pipeline(Spread):
         return self._runtime[1]
 
     def _order(self) -> tuple[str, str] | None:
-        overlap = self.options.overlap if isinstance(self.options, BothWaysOptions) else "none"
+        overlap = self.options.overlap if isinstance(self.options, BothWaysOptions) else "forward-first"
         return {"forward-first": ("forward", "backward"), "backward-first": ("backward", "forward"), "none": None}[overlap]
 
     def _rows(self, batch: Batch) -> int:

@@ -24,6 +24,7 @@ def test_all_schedules_of_one_model_are_compared():
     assert {name: max(row["wall_idle"]) for name, row in rows.items()} == {
         "1f1b": 42,
         "interleaved": 21,
+        "interleaved-overlap": 21,
         "zb1p": 14,
         "zb-v": 7,
         "dualpipe-v": 14,

@@ -32,6 +32,7 @@ class Kind:
 SCHEDULES = {
     "1f1b": Kind(lambda p, m, v: one_f_one_b(p, m), lambda p, v: p),
     "interleaved": Kind(interleaved, lambda p, v: p * v, multiple=lambda p: p),
+    "interleaved-overlap": Kind(lambda p, m, v: interleaved(p, m, v, overlap=True), lambda p, v: p * v, multiple=lambda p: p),
     "zb1p": Kind(lambda p, m, v: zb1p(p, m), lambda p, v: p),
     "zb-v": Kind(lambda p, m, v: zb_v(p, m), lambda p, v: 2 * p, least=lambda p: 2 * p - 1),
     "dualpipe-v": Kind(lambda p, m, v: dualpipe_v(p, m), lambda p, v: 2 * p, least=lambda p: 2 * p),

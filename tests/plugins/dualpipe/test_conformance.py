@@ -13,6 +13,7 @@ LAYOUTS = {
     "dualpipe": {"use": "dualpipe", "pp": 4, "micro_batches": 8},
     "1f1b": {"use": "pipeline", "schedule": "1f1b", "pp": 4, "micro_batches": 5},
     "interleaved": {"use": "pipeline", "schedule": "interleaved", "pp": 2, "micro_batches": 4},
+    "interleaved-overlap": {"use": "pipeline", "schedule": "interleaved-overlap", "pp": 2, "dp": 2, "ep": 2, "micro_batches": 6},
     "zb1p": {"use": "pipeline", "schedule": "zb1p", "pp": 4, "micro_batches": 6},
     "zb-v": {"use": "pipeline", "schedule": "zb-v", "pp": 4, "micro_batches": 8},
     "dualpipe-v data": V | {"dp": 2},
