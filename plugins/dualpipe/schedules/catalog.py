@@ -49,13 +49,15 @@ def make(name: str, *, ranks: int, microbatches: int, chunks: int = 2) -> Schedu
         name: one of `SCHEDULES`.
         ranks: of the pipeline.
         microbatches: of a step.
-        chunks: stages on a rank, of the interleaved schedule.
+        chunks: stages on a rank, of the interleaved schedules.
 
     Raises:
         BestiaryError: there is no such schedule, or it does not take these numbers; names the nearest that it takes.
     """
     if name not in SCHEDULES:
         raise BestiaryError(f"There is no schedule '{name}'. {suggest(name, SCHEDULES)}")
+    if min(ranks, microbatches, chunks) < 1:
+        raise BestiaryError(f"{ranks} ranks, {microbatches} micro-batches, {chunks} chunks: expected 1 or more of each.")
     kind = SCHEDULES[name]
     if kind.even_ranks and ranks % 2:
         valid = f"{ranks - 1} or {ranks + 1}" if ranks > 1 else "2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -47,9 +46,19 @@ def check(schedule: Schedule) -> None:
     Raises:
         BestiaryError: with rank, position and pass.
     """
-    problems = [*_misplaced(schedule), *_counts(schedule)] or [*_stuck(schedule)]
+    problems = [*_shape(schedule)] or [*_misplaced(schedule), *_counts(schedule)] or [*_stuck(schedule)]
     if problems:
         raise BestiaryError(*(Problem(problem, schedule.name) for problem in problems[:SHOWN]))
+
+
+def _shape(schedule: Schedule) -> Iterator[str]:
+    stages = sorted(stage for chain in schedule.chains for stage in chain)
+    if stages != [*range(len(schedule.rank_of))]:
+        yield f"the chains go through the stages {stages}; expected each of the {len(schedule.rank_of)} stages once."
+    if len(schedule.rows) != schedule.ranks or not set(schedule.rank_of) <= {*range(schedule.ranks)}:
+        yield f"{len(schedule.rows)} rows for {schedule.ranks} ranks, and stages on the ranks {sorted(set(schedule.rank_of))}."
+    if schedule.microbatches < 1 or schedule.microbatches % len(schedule.chains):
+        yield f"{schedule.microbatches} micro-batches do not split over {len(schedule.chains)} chains."
 
 
 def _misplaced(schedule: Schedule) -> Iterator[str]:
@@ -71,20 +80,35 @@ def _apart(pair: Pair) -> bool:
 
 
 def _counts(schedule: Schedule) -> Iterator[str]:
-    done = Counter(action for row in schedule.rows for item in row for action in parts(item))
-    for chain in schedule.chains:
-        for stage in chain:
-            for number in range(schedule.microbatches // len(schedule.chains)):
-                forward, full, split, weight = (done[Action(stage, kind, number)] for kind in Kind)
-                if forward != 1:
-                    yield f"stage {stage} has {forward} forward passes of micro-batch {number}, expected 1."
-                if (full, split, weight) not in ((1, 0, 0), (0, 1, 1)):
-                    found = f"B {full}, I {split}, W {weight} times; expected 1, 0, 0 or 0, 1, 1."
-                    yield f"stage {stage} has of micro-batch {number}: {found}"
-    known = sum(len(chain) for chain in schedule.chains) * (schedule.microbatches // len(schedule.chains))
-    extra = [action for action in done if not 0 <= action.microbatch < schedule.microbatches // len(schedule.chains)]
-    if extra:
-        yield f"{extra[0]} is of a micro-batch beyond the {schedule.microbatches // len(schedule.chains)} of each stage ({known} passes)."
+    where = _places(schedule)
+    each = schedule.microbatches // len(schedule.chains)
+    for action, places in where.items():
+        if len(places) > 1:
+            yield f"{places[1]}: {action} is there already, at {places[0]}."
+        if not 0 <= action.microbatch < each:
+            yield f"{places[0]}: {action} is of a micro-batch beyond the {each} of each stage."
+    for stage, rank in enumerate(schedule.rank_of):
+        for number in range(each):
+            forward, full, split, weight = (Action(stage, kind, number) for kind in Kind)
+            if forward not in where:
+                yield f"rank {rank}: {forward} is missing."
+            found = tuple(action in where for action in (full, split, weight))
+            if found == (False, False, False):
+                yield f"rank {rank}: {full}, or {split} and {weight}, is missing."
+            elif found[0] and any(found[1:]):
+                yield f"{where[full][0]}: {full} computes input and weight gradients, which are there as {split} or {weight} too."
+            elif found[1] != found[2]:
+                there, lacking = (split, weight) if found[1] else (weight, split)
+                yield f"{where[there][0]}: {there} is there without {lacking}."
+
+
+def _places(schedule: Schedule) -> dict[Action, list[str]]:
+    where: dict[Action, list[str]] = {}
+    for rank, row in enumerate(schedule.rows):
+        for place, item in enumerate(row):
+            for action in parts(item):
+                where.setdefault(action, []).append(f"rank {rank}, position {place}")
+    return where
 
 
 def _stuck(schedule: Schedule) -> Iterator[str]:

@@ -7,23 +7,27 @@ own last pass, as zero-bubble papers do, which holds where ranks may begin their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 
 from ....core.errors import BestiaryError
 from .actions import Action, Kind, Pair, Schedule
-from .check import needs, parts
+from .course import Course, course
+from .memory import Bytes, Each, at, in_flight, peak_bytes, waiting_weights
+
+PRECISION = 1e-6
+"""Of the break-even."""
 
 
 @dataclass(frozen=True)
 class Times:
     """How long passes of one stage take, in any unit; each is one number, or one for every stage."""
 
-    forward: float | Sequence[float] = 1.0
-    input: float | Sequence[float] = 1.0
+    forward: Each = 1.0
+    input: Each = 1.0
     """Gradients of the input."""
-    weight: float | Sequence[float] = 1.0
+    weight: Each = 1.0
     """Gradients of the weights."""
     overlap: float = 1.0
     """An overlapped pair, as a part of its two passes one after the other; 1 overlaps nothing, `(F&B) / (F + B)` in papers."""
@@ -31,13 +35,18 @@ class Times:
     """From the end of a pass on one rank to its result on another."""
     early: bool = False
     """Whether a pair sends the forward pass's result when that pass alone would have ended, instead of at the pair's end."""
+    pair: Each | None = None
+    """Time of an overlapped pair (F&B), instead of `overlap`; the mean of its two stages where they differ."""
 
     def of(self, item: Action | Pair) -> float:
         """The time of an entry."""
         if isinstance(item, Pair):
-            return self.overlap * (self.of(item.forward) + self.of(item.backward))
-        at = {Kind.FORWARD: (self.forward,), Kind.INPUT: (self.input,), Kind.WEIGHT: (self.weight,)}
-        return sum(_at(time, item.stage) for time in at.get(item.kind, (self.input, self.weight)))
+            forward, backward = item.forward, item.backward
+            if self.pair is not None:
+                return (at(self.pair, forward.stage) + at(self.pair, backward.stage)) / 2
+            return self.overlap * (self.of(forward) + self.of(backward))
+        each = {Kind.FORWARD: (self.forward,), Kind.INPUT: (self.input,), Kind.WEIGHT: (self.weight,)}
+        return sum(at(time, item.stage) for time in each.get(item.kind, (self.input, self.weight)))
 
     def checked(self, schedule: Schedule) -> Times:
         """Itself.
@@ -45,12 +54,12 @@ class Times:
         Raises:
             BestiaryError: a time is negative, or there is not one for every stage.
         """
-        for name in ("forward", "input", "weight"):
+        for name in ("forward", "input", "weight", "pair"):
             given = getattr(self, name)
-            each = [given] if isinstance(given, (int, float)) else list(given)
-            if any(time < 0 for time in each):
+            each = [given] if isinstance(given, (int, float)) else list(given or ())
+            if any(not 0 <= time < float("inf") for time in each):
                 raise BestiaryError(f"the time of {name} passes is {min(each)}; expected 0 or more.")
-            if len(each) not in (1, len(schedule.rank_of)):
+            if len(each) not in (0, 1, len(schedule.rank_of)):
                 raise BestiaryError(f"{len(each)} times of {name} passes for {len(schedule.rank_of)} stages; give one, or one for each.")
         if self.latency < 0 or self.overlap <= 0:
             raise BestiaryError(f"latency {self.latency} and overlap {self.overlap}: expected 0 or more, and more than 0.")
@@ -102,12 +111,16 @@ class Simulation:
     @cached_property
     def peaks(self) -> tuple[int, ...]:
         """Most micro-batches of a stage that each rank keeps activations of at once, a stage's weight gradients included."""
-        return tuple(_peak(row, {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT: -1}) for row in self.rows)
+        return tuple(map(in_flight, self.schedule.rows))
 
     @cached_property
     def waiting_weights(self) -> tuple[int, ...]:
         """Most sets of weight gradients that wait at once, by rank."""
-        return tuple(_peak(row, {Kind.INPUT: 1, Kind.WEIGHT: -1}) for row in self.rows)
+        return tuple(map(waiting_weights, self.schedule.rows))
+
+    def peak_bytes(self, memory: Bytes) -> tuple[float, ...]:
+        """Most bytes that each rank holds at once."""
+        return peak_bytes(self.schedule, memory)
 
     @property
     def overlapped(self) -> float:
@@ -117,76 +130,45 @@ class Simulation:
         return pairs * len(self.schedule.chains) / (stages * self.schedule.microbatches)
 
 
-def simulate(schedule: Schedule, times: Times | None = None) -> Simulation:
+def simulate(schedule: Schedule | Course, times: Times | None = None) -> Simulation:
     """Carries a table out.
+
+    Args:
+        schedule: the table, or what `course` made of it, which saves time where it is timed again.
+        times: of its passes; 1 for each by default.
 
     Raises:
         BestiaryError: times that do not fit the stages, or a table that comes to a halt.
     """
-    times = (Times() if times is None else times).checked(schedule)
-    waits, ended = needs(schedule), dict[Action, float]()
-    rows: list[list[Span]] = [[] for _ in schedule.rows]
-    ready = list(range(len(schedule.rows)))
-    blocked: dict[Action, list[int]] = {}
-    while ready:
-        rank = ready.pop()
-        row, done = schedule.rows[rank], rows[rank]
-        while len(done) < len(row):
-            item = row[len(done)]
-            lacking = next((need for part in parts(item) for need in waits[part] if need not in ended), None)
-            if lacking is not None:
-                blocked.setdefault(lacking, []).append(rank)
-                break
-            span = _place(item, done[-1].end if done else 0.0, schedule, times, waits, ended)
-            done.append(span)
-            for part in parts(item):
-                ended[part] = _sent(span, part, times)
-                ready += blocked.pop(part, [])
-    if any(len(done) < len(row) for done, row in zip(rows, schedule.rows, strict=True)):
-        raise BestiaryError(f"{schedule.name}: no rank can go on after {len(ended)} passes. `check` says why.")
-    return Simulation(schedule, times, tuple(tuple(row) for row in rows))
+    ready = schedule if isinstance(schedule, Course) else course(schedule)
+    times = (Times() if times is None else times).checked(ready.schedule)
+    begins, ends = _carry_out(ready, times)
+    spans = [Span(*row) for row in zip(ready.items, begins, ends, strict=True)]
+    return Simulation(ready.schedule, times, tuple(tuple(spans[a:b]) for a, b in pairwise(ready.starts)))
 
 
 def break_even(ranks: int, microbatches: int, times: Times | None = None) -> float:
     """The `overlap` below which DualPipeV is faster than ZB-V on the same ranks, for the same micro-batches."""
-    from dataclasses import replace
-
     from .catalog import make
 
-    times = Times() if times is None else times
-    line, folded = (make(name, ranks=ranks, microbatches=microbatches) for name in ("zb-v", "dualpipe-v"))
-    wanted, low, high = simulate(line, times).makespan, 0.01, 1.5
-    for _ in range(30):
+    times = replace(Times() if times is None else times, pair=None)
+    line, folded = (course(make(name, ranks=ranks, microbatches=microbatches)) for name in ("zb-v", "dualpipe-v"))
+    wanted, low, high = max(_carry_out(line, times.checked(line.schedule))[1]), 0.0, 1.5
+    while high - low > PRECISION:
         middle = (low + high) / 2
-        low, high = (middle, high) if simulate(folded, replace(times, overlap=middle)).makespan < wanted else (low, middle)
+        low, high = (middle, high) if max(_carry_out(folded, replace(times, overlap=middle))[1]) < wanted else (low, middle)
     return low
 
 
-def _place(item: Action | Pair, free: float, schedule: Schedule, times: Times, waits: dict, ended: dict[Action, float]) -> Span:
-    start = free
-    for part in parts(item):
-        for need in waits[part]:
-            travels = schedule.rank_of[need.stage] != schedule.rank_of[part.stage]
-            start = max(start, ended[need] + (times.latency if travels else 0.0))
-    return Span(item, start, start + times.of(item))
-
-
-def _sent(span: Span, part: Action, times: Times) -> float:
-    if times.early and isinstance(span.item, Pair) and part.kind == Kind.FORWARD:
-        return min(span.end, span.start + times.of(part))
-    return span.end
-
-
-def _peak(row: Sequence[Span], change: dict[Kind, int]) -> int:
-    held = most = 0
-    for span in row:
-        for part in parts(span.item):
-            held += max(0, change.get(part.kind, 0))
-        most = max(most, held)
-        for part in parts(span.item):
-            held += min(0, change.get(part.kind, 0))
-    return most
-
-
-def _at(time: float | Sequence[float], stage: int) -> float:
-    return float(time) if isinstance(time, (int, float)) else float(time[stage])
+def _carry_out(ready: Course, times: Times) -> tuple[list[float], list[float]]:
+    """Start and end of every entry."""
+    known: dict[tuple[int, Kind, int, Kind], float] = {}
+    durations, early = list[float](), list[float | None]()
+    for item in ready.items:
+        forward, backward = (item.forward, item.backward) if isinstance(item, Pair) else (item, item)
+        key = (forward.stage, forward.kind, backward.stage, backward.kind)
+        if key not in known:
+            known[key] = times.of(item)
+        durations.append(known[key])
+        early.append(min(known[key], times.of(forward)) if times.early and isinstance(item, Pair) else None)
+    return ready.times(durations, early, times.latency)
