@@ -25,7 +25,7 @@ from bestiary.core.contracts import Batch
 from bestiary.core.exchange import finish
 from bestiary.plugins.dualpipe.stage import example
 
-RANKS, MICRO_BATCHES, LENGTH = 4, 8, 256
+RANKS, MICRO_BATCHES, LENGTH = 4, 16, 256
 SCHEDULES: dict[str, dict[str, Any]] = {
     "1f1b": {"use": "pipeline", "schedule": "1f1b"},
     "interleaved": {"use": "pipeline", "schedule": "interleaved"},
@@ -70,8 +70,10 @@ def main() -> None:
 
 def steps(layout: dict[str, Any], rounds: int, theirs: bool) -> float:
     """Steps per second of one rank, the median of its rounds."""
-    changes = MODEL | {f"parallelism.{name}": value for name, value in layout.items()}
-    model = bestiary.create_model("deepseek-v3-nano", set=changes).train()
+    data = bestiary.resolve("deepseek-v3-nano", set=MODEL).table()
+    objectives = {key: part for key, part in data["objective"].items() if key != "mtp"}  # its block stops nowhere
+    sections = {name: data[name] for name in ("schema", "model", "block", "precision")}
+    model = bestiary.create_model({**sections, "objective": objectives, "parallelism": layout}).train()
     tokens = torch.randint(256, (MICRO_BATCHES, LENGTH + 1))
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     step = _torchs(model, batch) if theirs else lambda: model.parallelism.step(model, batch)
