@@ -14,7 +14,7 @@ from torch import Tensor
 from ...core import weight_gradients
 from ...core.layers.grouped import GroupedLinear
 from ...core.weight_gradients import WeightGradients, accumulate
-from .linear import keep, kept
+from .linear import along_tokens, keep, kept
 from .recipe import Recipe
 
 
@@ -52,12 +52,7 @@ class _Products(torch.autograd.Function):
         x, blocks = kept(ctx)
 
         def weight_gradient() -> Tensor:
-            out = torch.zeros(weight.shape, dtype=torch.float32, device=grad.device)
-            for to, dy, rows in zip(out, grad.split(sizes), x().split(sizes), strict=True):
-                if len(rows):
-                    inputs, outputs = recipe.activation(rows, "tokens"), recipe.gradient(dy, "tokens")
-                    to.copy_(recipe.backend.product(outputs.T, inputs.T, torch.float32))
-            return out
+            return recipe.backend.weight_gradient(along_tokens(recipe, grad), x, sizes)
 
         x_grad = None
         if ctx.needs_input_grad[0]:

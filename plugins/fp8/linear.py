@@ -18,8 +18,9 @@ from torch import Tensor
 from ...core import weight_gradients
 from ...core.layers.linear import Linear
 from ...core.weight_gradients import WeightGradients, accumulate
+from .backends import AlongTokens
 from .quantize import Quantised
-from .recipe import Recipe
+from .recipe import Recipe, tile_of
 
 
 class FP8Linear(Linear):
@@ -58,8 +59,7 @@ class _Products(torch.autograd.Function):
         x, blocks = kept(ctx)
 
         def weight_gradient() -> Tensor:
-            inputs, outputs = recipe.activation(x(), "tokens"), recipe.gradient(flat, "tokens")
-            return recipe.backend.product(outputs.T, inputs.T, torch.float32)
+            return recipe.backend.weight_gradient(along_tokens(recipe, flat), x, [len(flat)])[0]
 
         x_grad = None
         if ctx.needs_input_grad[0]:
@@ -79,9 +79,15 @@ def keep(ctx: Any, recipe: Recipe, x: Tensor, rows: Quantised, blocks: Quantised
     ctx.tiles, ctx.dtype = (rows.tile, blocks.tile), x.dtype
 
 
-def kept(ctx: Any) -> tuple[Any, Quantised]:
-    """What `keep` saved: a function that gives the input, decoded when it is called, and the weight's codes."""
+def kept(ctx: Any) -> tuple[AlongTokens, Quantised]:
+    """What `keep` saved: the input, as a side of the weight gradient, and the weight's codes."""
     *saved, codes, scale = ctx.saved_tensors
-    rows, dtype = ctx.tiles[0], ctx.dtype
-    inputs = (lambda: saved[0]) if len(saved) == 1 else (lambda: Quantised(saved[0], saved[1], rows).values(dtype))
-    return inputs, Quantised(codes, scale, ctx.tiles[1])
+    recipe = ctx.recipe
+    source = saved[0] if len(saved) == 1 else Quantised(saved[0], saved[1], ctx.tiles[0])
+    x = AlongTokens(source, tile_of(recipe.options.activations, "tokens"), recipe.forward_rule, ctx.dtype)
+    return x, Quantised(codes, scale, ctx.tiles[1])
+
+
+def along_tokens(recipe: Recipe, grad: Tensor) -> AlongTokens:
+    """The gradient of a layer's output, as a side of the weight gradient."""
+    return AlongTokens(grad, tile_of(recipe.options.gradients, "tokens"), recipe.backward_rule, grad.dtype)

@@ -25,21 +25,21 @@ class Recipe:
         self.options = options
         self.backend: Backend = choose(options)
         power_of_two = options.scales == "power-of-two"
-        self._forward = Rule(options.floor, power_of_two, "e4m3", options.preset)
-        self._backward = Rule(options.gradient_floor, power_of_two, options.gradient_format, options.preset)
+        self.forward_rule = Rule(options.floor, power_of_two, "e4m3", options.preset)
+        self.backward_rule = Rule(options.gradient_floor, power_of_two, options.gradient_format, options.preset)
 
     def weight(self, weight: Tensor) -> Quantised:
         """`[..., N, K]` parameters."""
         tiles: dict[str, Tile] = {"block": (TILE, TILE), "row": (1, None), "tensor": (None, None)}
-        return self.backend.quantise(weight.detach(), tiles[self.options.weights], self._forward)
+        return self.backend.quantise(weight.detach(), tiles[self.options.weights], self.forward_rule)
 
     def activation(self, x: Tensor, along: Along = "channels") -> Quantised:
         """`[M, K]` inputs: tiles along channels to multiply with weights, along tokens for weight gradients."""
-        return self.backend.quantise(x, _tile(self.options.activations, along), self._forward)
+        return self.backend.quantise(x, tile_of(self.options.activations, along), self.forward_rule)
 
     def gradient(self, grad: Tensor, along: Along = "channels") -> Quantised:
         """`[M, N]` gradients of outputs."""
-        return self.backend.quantise(grad, _tile(self.options.gradients, along), self._backward)
+        return self.backend.quantise(grad, tile_of(self.options.gradients, along), self.backward_rule)
 
     def saving(self) -> AbstractContextManager[object]:
         """A context in which autograd keeps matrices of activations as codes: half the bytes of bf16."""
@@ -62,6 +62,7 @@ def unpack(kept: Kept) -> Tensor:
     return rows.values(torch.bfloat16).view(shape)
 
 
-def _tile(granularity: str, along: Along) -> Tile:
+def tile_of(granularity: str, along: Along) -> Tile:
+    """Rows and columns of a tile of activations or gradients."""
     tile: Tile = {"tile": (1, TILE), "block": (TILE, TILE), "row": (1, None), "tensor": (None, None)}[granularity]
     return tile if along == "channels" else (tile[1], tile[0])

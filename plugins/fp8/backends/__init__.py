@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -10,6 +11,21 @@ from torch import Tensor
 from ....core.errors import BestiaryError
 from ..options import FP8Options
 from ..quantize import Quantised, Rule, Tile
+
+
+@dataclass(frozen=True)
+class AlongTokens:
+    """One side of a weight gradient: numbers or codes `[M, C]`, and how they become codes whose tiles lie along tokens."""
+
+    source: Tensor | Quantised
+    tile: Tile
+    rule: Rule
+    dtype: torch.dtype
+    """Of the numbers; codes are decoded to it first."""
+
+    def numbers(self) -> Tensor:
+        """`[M, C]`"""
+        return self.source if isinstance(self.source, Tensor) else self.source.values(self.dtype)
 
 
 class Backend(Protocol):
@@ -30,6 +46,21 @@ class Backend(Protocol):
     def grouped(self, a: Quantised, b: Quantised, sizes: list[int], dtype: torch.dtype) -> Tensor:
         """Rows `[M, K]` sorted by expert, `sizes` of each, and `[E, N, K]` to `[M, N]`."""
         ...
+
+    def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
+        """`dy[e].T @ x[e]` of each expert's rows, `[M, N]` and `[M, K]` to `[E, N, K]` fp32. Tiles begin anew at each expert."""
+        ...
+
+
+def one_by_one(backend: Backend, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
+    """`weight_gradient` of a backend that has no grouped one: one product for each expert that has rows."""
+    outputs, inputs = dy.numbers(), x.numbers()
+    out = torch.zeros(len(sizes), outputs.shape[1], inputs.shape[1], dtype=torch.float32, device=outputs.device)
+    for to, left, right in zip(out, outputs.split(sizes), inputs.split(sizes), strict=True):
+        if len(left):
+            a, b = backend.quantise(left, dy.tile, dy.rule), backend.quantise(right, x.tile, x.rule)
+            to.copy_(backend.product(a.T, b.T, torch.float32))
+    return out
 
 
 def choose(options: FP8Options) -> Backend:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..quantize import Quantised, Rule, Tile, quantise
+from . import AlongTokens, one_by_one
 
 MMA = 32
 """Products that Hopper's tensor cores add before they cut the sum."""
@@ -43,6 +44,9 @@ class Emulation:
         for rows, to, matrix in zip(left.split(sizes), out.split(sizes), right.unbind(), strict=True):
             to.copy_(self._multiply(rows, matrix))
         return out
+
+    def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
+        return one_by_one(self, dy, x, sizes)
 
     def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
         if self.accumulation == "fp32":

@@ -13,6 +13,7 @@ from ....core.errors import BestiaryError
 from ..kernels import product as product_kernels
 from ..kernels import quantize as quantise_kernels
 from ..quantize import Quantised, Rule, Tile, quantise
+from . import AlongTokens, one_by_one
 
 TILE = quantise_kernels.TILE
 TILES = {(1, TILE), (TILE, 1), (TILE, TILE)}
@@ -53,6 +54,10 @@ class Kernels:
             start += size
         blocks = torch.tensor(table, dtype=torch.int32, device=a.codes.device)
         return _launch(a, b, blocks, len(table), dtype, grouped=True)
+
+    def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
+        """`dy[e].T @ x[e]` of each expert, fp32."""
+        return one_by_one(self, dy, x, sizes)
 
 
 def check_device(x: Tensor) -> None:

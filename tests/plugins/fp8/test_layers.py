@@ -118,6 +118,10 @@ class Counting:
         self.products += 1
         return self.inner.grouped(*arguments)
 
+    def weight_gradient(self, *arguments: Any) -> Any:
+        self.products += 1
+        return self.inner.weight_gradient(*arguments)
+
 
 @pytest.mark.parametrize("kind", ["dense", "grouped"])
 def test_split_backward_runs_every_product_once(kind: str) -> None:

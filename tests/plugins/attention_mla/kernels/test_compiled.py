@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from bestiary.plugins.attention_mla.kernels import decode, prefill, tiles  # noqa: E402
-from tests.plugins.fp8.kernels.test_compiled import SHARED, assembly, usage  # noqa: E402
+from tests.kernels.compiler import SHARED, assembly, usage  # noqa: E402
 
 PREFILL = {"forward": tiles.FORWARD, "query_gradient": tiles.QUERY_GRADIENT, "key_gradient": tiles.KEY_GRADIENT}
 WIDTHS = {"HEADS": 128, "NOPE": 128, "ROPE": 64, "VALUE": 128}

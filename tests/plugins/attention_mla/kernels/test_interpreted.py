@@ -21,7 +21,7 @@ from benchmarks.gpu.measure import wrong
 from bestiary.core.contracts import Context
 from bestiary.plugins.attention_mla.kernels import tiles
 from bestiary.plugins.attention_mla.kernels.launch import Kernels
-from tests.plugins.fp8.kernels import interpreter
+from tests.kernels import interpreter
 
 OURS = Kernels()
 BOUND = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
@@ -32,8 +32,7 @@ BOUND = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
 def mended_and_poisoned():
     """New memory is full of NaN, so that what a kernel does not write shows."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter.interpreter, "_convert_float", interpreter.convert)
-        patch.setattr(interpreter.interpreter.InterpreterBuilder, "create_dot", interpreter.dot)
+        interpreter.mend(patch)
         for where, name in ((torch.Tensor, "new_empty"), (torch, "empty_like")):
             patch.setattr(where, name, poisoned(getattr(where, name)))
         yield

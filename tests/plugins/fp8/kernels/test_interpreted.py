@@ -20,7 +20,7 @@ from benchmarks.gpu.measure import wrong
 from bestiary.plugins.fp8.backends.emulation import Emulation
 from bestiary.plugins.fp8.backends.kernels import Kernels
 from bestiary.plugins.fp8.quantize import Quantised, Rule, quantise
-from tests.plugins.fp8.kernels import interpreter
+from tests.kernels import interpreter
 
 OURS, TORCH = Kernels(), Emulation()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
@@ -35,7 +36,7 @@ def dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_impreci
     return interpreter.TensorHandle(np.matmul(*wide, dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 
-def mend() -> None:
-    """Replaces both, once."""
-    interpreter._convert_float = convert
-    interpreter.InterpreterBuilder.create_dot = dot
+def mend(patch: pytest.MonkeyPatch) -> None:
+    """Replaces both, for as long as `patch` lasts."""
+    patch.setattr(interpreter, "_convert_float", convert)
+    patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
