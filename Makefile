@@ -25,7 +25,7 @@ demo: $(VENV)/base
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadscope
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/plugins/fp8/kernels
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/plugins/fp8/kernels tests/plugins/moe/kernels tests/plugins/attention_mla/kernels
 
 lint: $(VENV)/lint $(VENV)/test
 	$(BIN)/ruff check .
