@@ -70,9 +70,8 @@ def quantise(x: Tensor, tile: Tile, rule: Rule) -> Quantised:
         tile: rows and columns that share a factor.
         rule: floor, rounding and format.
     """
-    rows, columns = x.shape[-2:]
-    sizes = (tile[0] or max(rows, 1), tile[1] or max(columns, 1))
-    tiles = _tiles(x.float(), sizes)
+    shape = sizes(x, tile)
+    tiles = _tiles(x.float(), shape)
     amax = tiles.abs().amax((-3, -1))
     largest = torch.finfo(rule.dtype).max
     inverse = None
@@ -93,7 +92,12 @@ def quantise(x: Tensor, tile: Tile, rule: Rule) -> Quantised:
     else:
         scaled = tiles / scale[..., :, None, :, None]
     codes = scaled.clamp_(-largest, largest).to(rule.dtype)
-    return Quantised(_matrix(codes, x.shape).contiguous(), scale, sizes)
+    return Quantised(_matrix(codes, x.shape).contiguous(), scale, shape)
+
+
+def sizes(x: Tensor, tile: Tile) -> tuple[int, int]:
+    """Rows and columns of a tile of `[..., R, C]`."""
+    return tile[0] or max(x.shape[-2], 1), tile[1] or max(x.shape[-1], 1)
 
 
 def _tiles(x: Tensor, tile: tuple[int, int]) -> Tensor:

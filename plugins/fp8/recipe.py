@@ -45,7 +45,7 @@ class Recipe:
         """A context in which autograd keeps matrices of activations as codes: half the bytes of bf16."""
         if self.options.saved_swiglu == "bf16":
             return nullcontext()
-        return saved_tensors_hooks(self.pack, unpack)
+        return saved_tensors_hooks(self.pack, self.unpack)
 
     def pack(self, x: Tensor) -> Kept:
         """Codes of a bf16 matrix; columns, such as the weights of experts, stay as they are."""
@@ -53,13 +53,12 @@ class Recipe:
             return x
         return self.activation(x.reshape(-1, x.shape[-1])), x.shape
 
-
-def unpack(kept: Kept) -> Tensor:
-    """What `pack` kept, in bf16."""
-    if isinstance(kept, Tensor):
-        return kept
-    rows, shape = kept
-    return rows.values(torch.bfloat16).view(shape)
+    def unpack(self, kept: Kept) -> Tensor:
+        """What `pack` kept, in bf16."""
+        if isinstance(kept, Tensor):
+            return kept
+        rows, shape = kept
+        return self.backend.values(rows, torch.bfloat16).view(shape)
 
 
 def tile_of(granularity: str, along: Along) -> Tile:

@@ -23,9 +23,9 @@ class AlongTokens:
     dtype: torch.dtype
     """Of the numbers; codes are decoded to it first."""
 
-    def numbers(self) -> Tensor:
-        """`[M, C]`"""
-        return self.source if isinstance(self.source, Tensor) else self.source.values(self.dtype)
+    def numbers(self, backend: Backend) -> Tensor:
+        """`[M, C]`, codes decoded by a backend."""
+        return self.source if isinstance(self.source, Tensor) else backend.values(self.source, self.dtype)
 
 
 class Backend(Protocol):
@@ -37,6 +37,10 @@ class Backend(Protocol):
 
     def quantise(self, x: Tensor, tile: Tile, rule: Rule) -> Quantised:
         """As `quantize.quantise`, bit by bit."""
+        ...
+
+    def values(self, q: Quantised, dtype: torch.dtype) -> Tensor:
+        """As `Quantised.values`, bit by bit."""
         ...
 
     def product(self, a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
@@ -54,7 +58,7 @@ class Backend(Protocol):
 
 def one_by_one(backend: Backend, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
     """`weight_gradient` of a backend that has no grouped one: one product for each expert that has rows."""
-    outputs, inputs = dy.numbers(), x.numbers()
+    outputs, inputs = dy.numbers(backend), x.numbers(backend)
     out = torch.zeros(len(sizes), outputs.shape[1], inputs.shape[1], dtype=torch.float32, device=outputs.device)
     for to, left, right in zip(out, outputs.split(sizes), inputs.split(sizes), strict=True):
         if len(left):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..quantize import Quantised, Rule, Tile, quantise
+from .. import codes
+from ..quantize import Quantised, Rule, Tile, quantise, sizes
 from . import AlongTokens, one_by_one
 
 MMA = 32
@@ -29,17 +30,23 @@ class Emulation:
         self.accumulation, self.reason = accumulation, reason
 
     def quantise(self, x: Tensor, tile: Tile, rule: Rule) -> Quantised:
-        return quantise(x, tile, rule)
+        quick = codes.quantise(x, sizes(x, tile), rule)
+        return quantise(x, tile, rule) if quick is None else quick
+
+    def values(self, q: Quantised, dtype: torch.dtype) -> Tensor:
+        """`q.values(dtype)`."""
+        quick = codes.values(q, dtype)
+        return q.values(dtype) if quick is None else quick
 
     def product(self, a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
         exact = dtype == torch.bfloat16 and self.accumulation == "fp32" and _powers(a) and _powers(b)
         between = torch.bfloat16 if exact else torch.float32
-        return self._multiply(a.values(between), b.values(between)).to(dtype)
+        return self._multiply(self.values(a, between), self.values(b, between)).to(dtype)
 
     def grouped(self, a: Quantised, b: Quantised, sizes: list[int], dtype: torch.dtype) -> Tensor:
         exact = dtype == torch.bfloat16 and self.accumulation == "fp32" and _powers(a) and _powers(b)
         between = torch.bfloat16 if exact else torch.float32
-        left, right = a.values(between), b.values(between)
+        left, right = self.values(a, between), self.values(b, between)
         out = torch.empty(left.shape[0], right.shape[1], dtype=dtype, device=left.device)
         for rows, to, matrix in zip(left.split(sizes), out.split(sizes), right.unbind(), strict=True):
             to.copy_(self._multiply(rows, matrix))
@@ -62,6 +69,9 @@ def hopper(a: Tensor, b: Tensor, *, promote: bool) -> Tensor:
         b: `[N, K]` fp32.
         promote: add the cut sums to fp32 numbers after every 128 products, and begin again (technical report, section 3.3.2).
     """
+    quick = codes.hopper(a, b, CUT, promote=promote)
+    if quick is not None:
+        return quick
     total = a.new_zeros(a.shape[0], b.shape[0])
     partial = torch.zeros_like(total)
     for start in range(0, a.shape[1], MMA):

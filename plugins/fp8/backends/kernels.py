@@ -37,6 +37,10 @@ class Kernels:
         sizes = (tile[0] or 1, tile[1] or 1)
         return _stacked(x.contiguous(), sizes, rule) if x.ndim > 2 else _matrix(x.contiguous(), sizes, rule)
 
+    def values(self, q: Quantised, dtype: torch.dtype) -> Tensor:
+        """`q.values(dtype)`."""
+        return q.values(dtype)
+
     def product(self, a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
         """`[M, K]` and `[N, K]` to `[M, N]`."""
         rows = a.codes.shape[0]

@@ -118,6 +118,9 @@ class Counting:
         self.products += 1
         return self.inner.grouped(*arguments)
 
+    def values(self, *arguments: Any) -> Any:
+        return self.inner.values(*arguments)
+
     def weight_gradient(self, *arguments: Any) -> Any:
         self.products += 1
         return self.inner.weight_gradient(*arguments)

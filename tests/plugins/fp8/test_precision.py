@@ -13,7 +13,7 @@ from bestiary.core.contracts import Batch
 from bestiary.plugins.fp8.grouped import FP8GroupedLinear
 from bestiary.plugins.fp8.linear import FP8Linear
 from bestiary.plugins.fp8.options import FP8Options
-from bestiary.plugins.fp8.recipe import Recipe, unpack
+from bestiary.plugins.fp8.recipe import Recipe
 
 NANO = "deepseek-v3-nano"
 
@@ -67,10 +67,10 @@ def test_what_is_kept_takes_half_the_bytes() -> None:
     kept = recipe.pack(x)
     assert isinstance(kept, tuple)
     assert kept[0].codes.nbytes + kept[0].scale.nbytes < 0.52 * x.nbytes
-    again = unpack(kept)
+    again = recipe.unpack(kept)
     assert again.shape == x.shape and again.dtype == x.dtype and (again - x).norm() < 0.04 * x.norm()
     column = torch.randn(9, 1).bfloat16()
-    assert recipe.pack(column) is column and unpack(column) is column
+    assert recipe.pack(column) is column and recipe.unpack(column) is column
 
 
 def test_trains() -> None:
