@@ -108,7 +108,8 @@ static void values(const uint8_t* codes, const float* factors, T* to, int64_t ma
 constexpr int64_t HIGH = 4, WIDE = 64, MMA = 32, PROMOTE = 4;  // rows and columns of a tile of sums; products, and their sums, together
 
 // out [HIGH, WIDE] of a [HIGH, k] and b [k, WIDE], the latter with `n` columns from one row to the next.
-static void sums(const float* a, const float* b, float* out, int64_t k, int64_t n, uint32_t kept, bool promote) {
+template <bool promote>
+static void sums(const float* a, const float* b, float* out, int64_t k, int64_t n, uint32_t kept) {
   float total[HIGH][WIDE] = {}, partial[HIGH][WIDE] = {};
   for (int64_t first = 0, step = 1; first < k; first += MMA, ++step) {
     for (int64_t i = first; i < std::min(first + MMA, k); ++i)
@@ -117,10 +118,11 @@ static void sums(const float* a, const float* b, float* out, int64_t k, int64_t 
         for (int64_t c = 0; c < WIDE; ++c) partial[r][c] += a[r * k + i] * b[i * n + c];
     for (int64_t r = 0; r < HIGH; ++r)
 #pragma omp simd
-      for (int64_t c = 0; c < WIDE; ++c) {
-        partial[r][c] = number(bits_of(partial[r][c]) & kept);
-        if (promote && step % PROMOTE == 0) total[r][c] += partial[r][c], partial[r][c] = 0;
-      }
+      for (int64_t c = 0; c < WIDE; ++c) partial[r][c] = number(bits_of(partial[r][c]) & kept);
+    if (!promote || step % PROMOTE) continue;
+    for (int64_t r = 0; r < HIGH; ++r)
+#pragma omp simd
+      for (int64_t c = 0; c < WIDE; ++c) total[r][c] += partial[r][c], partial[r][c] = 0;
   }
   for (int64_t r = 0; r < HIGH; ++r)
     for (int64_t c = 0; c < WIDE; ++c) out[r * n + c] = total[r][c] + partial[r][c];
@@ -153,7 +155,7 @@ void values_fp32(const uint8_t* codes, const float* factors, float* to, int64_t 
 void hopper(const float* a, const float* b, float* out, int64_t m, int64_t n, int64_t k, int64_t cut, int32_t promote) {
 #pragma omp parallel for collapse(2) if (m * n * k > 1 << 20)
   for (int64_t c = 0; c < n; c += WIDE)
-    for (int64_t r = 0; r < m; r += HIGH) sums(a + r * k, b + c, out + r * n + c, k, n, ~((1u << cut) - 1), promote);
+    for (int64_t r = 0; r < m; r += HIGH) (promote ? sums<true> : sums<false>)(a + r * k, b + c, out + r * n + c, k, n, ~((1u << cut) - 1));
 }
 
 }  // extern "C"
