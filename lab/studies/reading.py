@@ -17,6 +17,8 @@ Seeds = Mapping[int, RunResult]
 Runs = Mapping[str, Seeds]
 """By variant, the baseline first, and seed."""
 Value = Callable[[Line], float | None]
+KEEP = 0.9
+"""Of an average of training losses, as DeepSeek-V3's comparison of FP8 and bf16 has it (technical report, appendix B.1)."""
 POINTS = 120
 """Of a curve, at most."""
 
@@ -104,12 +106,22 @@ def band(runs: Seeds, kind: str, value: Value, axis: Axis = "tokens", *, window:
 
 def smooth(values: list[float], window: float) -> list[float]:
     """An exponential average over `window` of the values' number, that of the first being itself."""
-    keep = 1 - 1 / max(1.0, window * len(values))
+    return averaged(values, 1 - 1 / max(1.0, window * len(values)))
+
+
+def averaged(values: list[float], keep: float) -> list[float]:
+    """An exponential average that keeps so much of itself at each value; weights of the values so far sum to 1."""
     done, weight, total = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + value, keep * weight + 1
         done.append(total / weight)
     return done
+
+
+def trained(runs: Seeds) -> dict[int, float]:
+    """The loss at the end of training by seed: bits per byte of the batches, each logged one weighing `KEEP` of the next."""
+    found = {seed: curve(run, "train", lambda line: line.bits_per_byte)[1] for seed, run in ended(runs).items()}
+    return {seed: averaged(losses, KEEP)[-1] for seed, losses in found.items() if losses}
 
 
 def violation(line: Line) -> float | None:

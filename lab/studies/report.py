@@ -16,7 +16,7 @@ from .provenance import changes, matching, runs_table
 from .reading import Runs, read_equal
 from .render import to_html, to_markdown
 from .study import Study
-from .tables import Table, compare, equal_budgets, overview, routing, sizes
+from .tables import Table, compare, equal_budgets, overview, routing, sizes, training_loss
 
 INTERVAL_NOTE = (
     "A difference is the mean over seeds of (variant - baseline), seed by seed: equal seeds share the order of the data. Its interval "
@@ -31,6 +31,10 @@ DIVERGED_NOTE = (
     "Differences are taken over the seeds that ended in both. Those that diverged are no part of them, which flatters a variant."
 )
 BAND_NOTE = "Lines are means over seeds, shades their range; here and below."
+TRAINING_NOTE = (
+    "Of the batches, at the end of training: an exponential average in which each logged step weighs 0.9 of the next. A seed's column has "
+    "the baseline's value, and by how much others differ from it with the same seed; an interval is as above."
+)
 EQUAL_NOTE = (
     "Read between evaluations by linear interpolation, at the largest budget that every run reached. A run that is read before "
     "its own end is read before its learning rate has fallen, to its disadvantage."
@@ -96,6 +100,7 @@ def compose(study: Study, runs: Runs, folder: Path) -> Report:
         _result(study, runs),
         Section("Held-out loss against tokens", figures={"tokens.svg": plots.held_out_curves(runs, "tokens")}, notes=[BAND_NOTE]),
         Section("Held-out loss against compute", figures={"flops.svg": plots.held_out_curves(runs, "flops")}),
+        Section("Training loss", tables=[training_loss(runs, study.baseline)], notes=[TRAINING_NOTE]),
         *_equal(runs, study.baseline),
         Section("Size and speed", tables=[sizes(runs)], notes=[SIZE_NOTE]),
         *_costs(study),

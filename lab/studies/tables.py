@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from ..units import short, signed
+from ..units import percent, short, signed
 from .plots import agreements
-from .reading import Reading, Runs, Seeds, ended, figures, last_with, mean
+from .reading import Reading, Runs, Seeds, ended, figures, last_with, mean, trained
 from .statistics import Paired, paired
 
 NONE = "\N{EN DASH}"
@@ -51,6 +51,30 @@ def overview(runs: Runs, baseline: str) -> Table:
         for name, own in runs.items()
     ]
     return Table(header, rows)
+
+
+def training_loss(runs: Runs, baseline: str) -> Table:
+    """The averaged loss at the end of training, and by how many percent of the baseline's it differs, seed by seed."""
+    reference, found = trained(runs[baseline]), {name: trained(own) for name, own in runs.items()}
+    seeds = list(reference)
+    rows = [(name, *_relative(values, reference, seeds, name == baseline)) for name, values in found.items()]
+    return Table(("variant", "bits per byte", *(f"seed {seed}" for seed in seeds), "difference", "95 % interval"), rows)
+
+
+def _relative(values: dict[int, float], reference: dict[int, float], seeds: list[int], is_baseline: bool) -> tuple[str, ...]:
+    if not values:
+        return ("diverged", *(NONE for _ in range(len(seeds) + 2)))
+    level = f"{fmean(values.values()):.3f}"
+    if is_baseline:
+        return (level, *(f"{values[seed]:.3f}" for seed in seeds), NONE, NONE)
+    found = paired({seed: values[seed] / reference[seed] for seed in values if seed in reference}, dict.fromkeys(reference, 1.0))
+    each = {} if found is None else found.differences
+    interval = NONE if found is None or found.low is None or found.high is None else f"{percent(found.low)} to {percent(found.high)}"
+    return (level, *(_percent(each.get(seed)) for seed in seeds), _percent(None if found is None else found.mean), interval)
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else percent(value)
 
 
 def brief(runs: Runs, baseline: str) -> Table:

@@ -16,8 +16,8 @@ import pytest
 
 from bestiary.lab.studies.ablate import StudyResult, ablate
 from bestiary.lab.studies.engines.local import Local
-from bestiary.lab.studies.reading import band, read_equal, smooth
-from bestiary.lab.studies.tables import compare
+from bestiary.lab.studies.reading import band, read_equal, smooth, trained
+from bestiary.lab.studies.tables import compare, training_loss
 from bestiary.lab.training.metrics import Line
 from bestiary.lab.training.result import RunResult, Summary, read_run
 from bestiary.lab.units import percent, short, signed
@@ -111,6 +111,7 @@ def check_report(result: StudyResult) -> None:
             assert figure in shown
         assert "block.attention" in shown and "bestiary ablate" in shown and "bestiary diff" in shown
         assert "$6.189M" in shown, "the baseline at full scale is DeepSeek-V3"
+        assert training_loss(result.runs, "base").rows[1][-1] in shown
         assert "within a sequence" in shown and "agreement of mtp-1" in shown
     assert "Beasts &amp; &lt;experts&gt;" in page and page.count("<svg") == 6
     assert len(page) < 300_000
@@ -121,7 +122,7 @@ def check_report(result: StudyResult) -> None:
 
 def made(folder: Path, points: list[tuple[int, float, float]], status: str = "finished") -> RunResult:
     """A run whose evaluations are (tokens, flops, bits per byte)."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     lines = [Line("eval", index, tokens, flops, 0.0, value) for index, (tokens, flops, value) in enumerate(points)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(asdict(line)) + "\n" for line in lines))
     summary: dict = dict.fromkeys(Summary.__dataclass_fields__, 0) | {"status": status, "bits_per_byte": points[-1][2]}
@@ -172,3 +173,21 @@ def test_numbers_read_as_people_write_them():
     assert short(1_032_388_608, "B") == "1.03 GB"
     assert [signed(value) for value in (0.0525, -0.0525)] == ["+0.052", "\N{MINUS SIGN}0.052"]
     assert [percent(value) for value in (0.0042, -0.5, -1e-9)] == ["+0.42 %", "\N{MINUS SIGN}50.00 %", "+0.00 %"]
+
+
+def test_training_losses_are_averaged_and_compared_seed_by_seed(tmp_path: Path):
+    def run(name: str, seed: int, *losses: float) -> RunResult:
+        found = made(tmp_path / name / str(seed), [(1, 1.0, 1.0)])
+        lines = [Line("train", step, step, 1.0, 1.0, bits_per_byte=loss) for step, loss in enumerate(losses)]
+        (found.folder / "metrics.jsonl").write_text("".join(json.dumps(asdict(line)) + "\n" for line in lines))
+        return found
+
+    runs = {
+        "base": {0: run("base", 0, 4.0, 2.0), 1: run("base", 1, 2.0)},
+        "other": {0: run("other", 0, 4.0, 2.0), 1: run("other", 1, 2.02)},
+    }
+    assert trained(runs["base"])[0] == pytest.approx((0.9 * 4 + 2) / 1.9)
+    assert training_loss(runs, "base").rows[1][2:5] == ("+0.00 %", "+1.00 %", "+0.50 %")
+    low, high = training_loss(runs, "base").rows[1][5].replace(" %", "").replace("\N{MINUS SIGN}", "-").split(" to ")
+    assert (float(low) + float(high)) / 2 == pytest.approx(0.5)
+    assert float(high) == pytest.approx(0.5 + 12.706 * 0.5, abs=0.01)  # t of one degree of freedom, half the spread of two
