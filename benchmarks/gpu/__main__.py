@@ -21,8 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
-from .measure import Case, Row, checked, limits, report, timed
+from .measure import Case, Row, checked, limits, report, table, timed
 
 RESULTS = Path(__file__).parent.parent / "results"
 PLUGINS = ("fp8", "moe", "mla")
@@ -62,9 +63,10 @@ def main() -> None:
     print(f"{device}: copy {card['copy'] / 1e12:.2f} TB/s, bf16 {card['bf16'] / 1e12:.0f} TFLOPS")
     rows = measured(options, card)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    table = {"device": device, "date": now, "torch": torch.__version__, "limits": card, "rows": [asdict(row) for row in rows]}
+    found = {"device": device, "date": now, "torch": torch.__version__, "limits": card, "rows": [asdict(row) for row in rows]}
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"gpu-{device.lower().replace(' ', '-')}.json").write_text(json.dumps(table, indent=2) + "\n")
+    (options.out / f"gpu-{device.lower().replace(' ', '-')}.json").write_text(json.dumps(found, indent=2) + "\n")
+    Console().print(table(rows, f"{device}, torch {torch.__version__}, {now}"))
     if not all(row.right for row in rows):
         sys.exit("some kernels are wrong")
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 
@@ -122,3 +123,16 @@ def report(row: Row) -> str:
     goal = "" if row.goal is None else f" of {row.goal:.0%}"
     peers = ", ".join(f"{name} {value:.0f} us" if isinstance(value, float) else f"{name}: {value}" for name, value in row.peers.items())
     return f"{line} {row.microseconds:>10.1f} us {row.share:>7.0%}{goal:<7}  {peers}"
+
+
+def table(rows: Iterable[Row], title: str) -> Table:
+    """All of them: what is wrong, and what is below its goal, stands out."""
+    found = Table("kernel", "error", "us", "of the limit", "goal", "peers, us", title=title)
+    for row in rows:
+        time, share = ("", "") if row.microseconds is None else (f"{row.microseconds:,.1f}", f"{row.share:.0%}")
+        low = row.goal is not None and row.share is not None and row.share < row.goal
+        peers = ", ".join(f"{name} {value:,.1f}" if isinstance(value, float) else f"{name}: {value}" for name, value in row.peers.items())
+        error = f"{row.error:.2g}" if row.right else f"[red]WRONG {row.error:.2g}[/]"
+        goal = "" if row.goal is None else f"{row.goal:.0%}"
+        found.add_row(row.name, error, time, f"[yellow]{share}[/]" if low else share, goal, peers)
+    return found
