@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .cache import LayerCache
     from .manifest import Manifest
     from .site import Site
+    from .weight_gradients import WeightGradients
     from .weights import Role
 
 Shape = tuple[int, ...]
@@ -151,6 +152,11 @@ class LinearLayer(_Saving):
         raise NotImplementedError
 
 
+GroupedProduct = Callable[[Tensor, Tensor, Tensor, "WeightGradients | None"], Tensor]
+"""Rows sorted by expert `[N, d_in]`, matrices `[E, d_out, d_in]` in any dtype and counts `[E]` to `[N, d_out]` in the rows' dtype;
+weight gradients go to a store if there is one."""
+
+
 class GroupedLayer(_Saving):
     """What `Site.grouped` makes: rows sorted by expert `[N, d_in]` and counts `[E]` to `[N, d_out]`."""
 
@@ -160,6 +166,9 @@ class GroupedLayer(_Saving):
     def row_multiple(self, rows: int) -> int:
         """What rows per expert should be a multiple of when `rows` rows are spread over all experts."""
         return 1
+
+    def multiply_by(self, product: GroupedProduct) -> None:
+        """Offers other code for plain products; a layer whose products are of another kind keeps its own."""
 
 
 class Precision(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 
 from .. import weight_gradients
-from ..contracts import GroupedLayer
+from ..contracts import GroupedLayer, GroupedProduct
 from ..weight_gradients import WeightGradients, accumulate
 
 ROW_MULTIPLE = 32
@@ -28,15 +28,17 @@ class GroupedLinear(GroupedLayer):
     def __init__(self, experts: int, d_in: int, d_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, d_out, d_in))
+        self.product: GroupedProduct = grouped
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """`[N, d_in]` rows and `[E]` int64 counts, `counts.sum() == N`, to `[N, d_out]`."""
         if x.is_meta:  # the assembly's shape check has no counts
             return x.new_empty(x.shape[0], self.weight.shape[1])
-        store = weight_gradients.active() if torch.is_grad_enabled() else None
-        if store is None:
-            return grouped(x, self.weight.to(x.dtype), counts)
-        return _Grouped.apply(x, self.weight, counts.tolist(), store)  # type: ignore[return-value]
+        return self.product(x, self.weight, counts, weight_gradients.active() if torch.is_grad_enabled() else None)
+
+    def multiply_by(self, product: GroupedProduct) -> None:
+        """From now on `product` computes."""
+        self.product = product
 
     def row_multiple(self, rows: int) -> int:
         """What rows per expert should be a multiple of when `rows` rows are spread over all experts."""
@@ -47,8 +49,11 @@ class GroupedLinear(GroupedLayer):
         return f"{experts} x ({d_in} -> {d_out})"
 
 
-def grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """`[N, d_in]`, `[E, d_out, d_in]`, `[E]` to `[N, d_out]`."""
+def grouped(x: Tensor, weight: Tensor, counts: Tensor, store: WeightGradients | None = None) -> Tensor:
+    """`[N, d_in]`, `[E, d_out, d_in]`, `[E]` to `[N, d_out]`, in the dtype of `x`; weight gradients go to a store if there is one."""
+    if store is not None:
+        return _Grouped.apply(x, weight, counts.tolist(), store)  # type: ignore[return-value]
+    weight = weight.to(x.dtype)
     if x.is_cuda and x.dtype == torch.bfloat16:
         return grouped_mm(x, weight.transpose(1, 2), offs=counts.cumsum(0, dtype=torch.int32))
     return _Grouped.apply(x, weight, counts.tolist(), None)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,42 @@ class Dispatched:
     """`[R]`, the token of each row."""
 
 
-def dispatch(x: Tensor, routing: Routing, experts: int, *, multiple: Callable[[int], int]) -> Dispatched:
+class Moves(Protocol):
+    """How rows are moved: torch's way, which is the definition, or the kernels'."""
+
+    def plan(self, chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Place `[T, K]`, source `[R]` and counts `[E]` of `Dispatched`, from the experts of each token `[T, K]`."""
+        ...
+
+    def copy(self, x: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        """`[T, D]` to `[R, D]`. Differentiable."""
+        ...
+
+    def sum(self, rows: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        """`[R, D]` to `[T, D]`: the sum of each token's rows. Differentiable."""
+        ...
+
+
+class TorchMoves:
+    """By torch."""
+
+    def plan(self, chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sorts copies by expert."""
+        return _plan(chosen, experts, multiple)
+
+    def copy(self, x: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        """`x[source]`"""
+        return _Copy.apply(x, source, place)  # type: ignore[return-value]
+
+    def sum(self, rows: Tensor, source: Tensor, place: Tensor) -> Tensor:
+        """`rows[place].sum(dim=1)`"""
+        return _Sum.apply(rows, source, place)  # type: ignore[return-value]
+
+
+TORCH = TorchMoves()
+
+
+def dispatch(x: Tensor, routing: Routing, experts: int, *, multiple: Callable[[int], int], moves: Moves = TORCH) -> Dispatched:
     """Copies each token once per chosen expert.
 
     Args:
@@ -41,16 +76,17 @@ def dispatch(x: Tensor, routing: Routing, experts: int, *, multiple: Callable[[i
         routing: experts and weights `[T, K]`.
         experts: how many there are.
         multiple: from the number of copies to what each expert's rows are rounded up to.
+        moves: what plans and copies.
     """
-    place, source, counts = _plan(routing.experts, experts, multiple(routing.experts.numel()))
+    place, source, counts = moves.plan(routing.experts, experts, multiple(routing.experts.numel()))
     flat = place.flatten()
     weights = x.new_zeros(len(source)).index_copy(0, flat, routing.weights.flatten().to(x.dtype))
-    return Dispatched(_Copy.apply(x, source, place), weights.unsqueeze(1), counts, place, source)  # type: ignore[arg-type]
+    return Dispatched(moves.copy(x, source, place), weights.unsqueeze(1), counts, place, source)
 
 
-def combine(rows: Tensor, sent: Dispatched) -> Tensor:
+def combine(rows: Tensor, sent: Dispatched, *, moves: Moves = TORCH) -> Tensor:
     """`[R, D]` to `[T, D]`: the sum of each token's rows."""
-    return _Sum.apply(rows, sent.source, sent.place)  # type: ignore[return-value]
+    return moves.sum(rows, sent.source, sent.place)
 
 
 def _plan(chosen: Tensor, experts: int, multiple: int) -> tuple[Tensor, Tensor, Tensor]:

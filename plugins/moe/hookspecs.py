@@ -27,6 +27,8 @@ class RouterSite(Site):
 
     n_routed_experts: int
     num_experts_per_tok: int
+    kernels: str = "torch"
+    """What computes the layer, by the name of its option; a router without kernels of its own need not care."""
 
 
 @dataclass

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ...core.auxiliary import attach
-from ...core.contracts import Context, Reduce
+from ...core.contracts import Context, GroupedProduct, Reduce
 from ...core.exchange import Exchange, Steps, finish
 from ...core.layers.swiglu import SwiGLU, swiglu
 from ...core.site import Site
 from . import decode
+from .backend import chosen
 from .balance import balance_loss, expert_load, max_violation, sequence_load
-from .dispatch import Dispatched, combine, dispatch
+from .dispatch import TORCH, Dispatched, Moves, combine, dispatch
 from .hookspecs import Router, Routing
 from .options import MoEOptions, router_site
 
@@ -34,6 +35,11 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up_proj = site.grouped(experts, site.hidden_size, 2 * intermediate_size)
         self.down_proj = site.grouped(experts, intermediate_size, site.hidden_size)
+
+    def multiply_by(self, product: GroupedProduct) -> None:
+        """Offers both layers other code for their products."""
+        self.gate_up_proj.multiply_by(product)
+        self.down_proj.multiply_by(product)
 
     def forward(self, sent: Dispatched) -> Tensor:
         """Rows `[R, D]` to weighted outputs `[R, D]`; the weight goes on the hidden layer, where it is narrow."""
@@ -54,6 +60,10 @@ class MixtureOfExperts(nn.Module):
         self.layer, self.aux_loss_alpha = site.layer, options.aux_loss_alpha
         self.gate = site.child(options.router, router_site(options, site))
         self.experts = Experts(self.count, options.intermediate_size, site)
+        self.moves: Moves = TORCH
+        if (kernels := chosen(options.kernels)) is not None:
+            self.moves = kernels
+            self.experts.multiply_by(kernels.grouped)
         shared = options.n_shared_experts * options.intermediate_size
         self.shared_experts = SwiGLU(site, shared) if shared else None
         self.ranks: ExpertRanks | None = None
@@ -80,12 +90,12 @@ class MixtureOfExperts(nn.Module):
         """
         assert self.ranks is not None
         routing = self.route(x, context)
-        sent = dispatch(x.flatten(0, -2), routing, self.count, multiple=lambda rows: 1)
+        sent = dispatch(x.flatten(0, -2), routing, self.count, multiple=lambda rows: 1, moves=self.moves)
         shared = () if self.shared_experts is None else (self.shared_experts(x),)
         meeting = self.ranks.meet(sent.counts)
         (rows, weights), shared = yield Exchange((sent.rows, sent.weights), meeting.transport, shared)
         one_each = Routing(weights, meeting.experts[:, None])
-        here = dispatch(rows, one_each, meeting.coming.shape[1], multiple=self.experts.gate_up_proj.row_multiple)
+        here = dispatch(rows, one_each, meeting.coming.shape[1], multiple=self.experts.gate_up_proj.row_multiple, moves=self.moves)
         done = self.combine(self.experts(here), here)
         (back,), shared = yield Exchange((done,), meeting.transport.back, shared)
         routed = self.combine(back, sent).view_as(x)
@@ -106,14 +116,16 @@ class MixtureOfExperts(nn.Module):
 
     def dispatch(self, x: Tensor, routing: Routing) -> Dispatched:
         """Copies each of `[T, D]` once per chosen expert and sorts the copies by expert."""
-        return dispatch(x, routing, self.count, multiple=self.experts.gate_up_proj.row_multiple)
+        return dispatch(x, routing, self.count, multiple=self.experts.gate_up_proj.row_multiple, moves=self.moves)
 
     def combine(self, rows: Tensor, sent: Dispatched) -> Tensor:
         """Sums each token's weighted copies: `[R, D]` sorted by expert to `[T, D]`."""
-        return combine(rows, sent)
+        return combine(rows, sent, moves=self.moves)
 
     def _few(self, x: Tensor, routing: Routing) -> Tensor | None:
-        """`forward` for a few tokens when decoding, where a kernel is to be had for it."""
+        """`forward` for a few tokens when decoding on a CPU, where a kernel is to be had for it."""
+        if self.options.kernels != "torch":
+            return None
         stacks = (self.experts.gate_up_proj.weight, self.experts.down_proj.weight)
         routed = decode.experts(x.flatten(0, -2), routing, *stacks)
         if routed is None:

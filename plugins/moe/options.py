@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -36,12 +36,24 @@ class MoEOptions(Options):
     """Whether the balance loss is taken in each sequence and averaged, or once over the whole micro-batch."""
     router: Annotated[Part, SubSlot("router")]
     """How experts are chosen."""
+    kernels: Literal["torch", "triton"] = "torch"
+    """What routes (`sigmoid-group`), moves rows and, where the precision's products are plain ones, multiplies: torch, or our Triton
+    kernels on an NVIDIA GPU, in bf16, fp16 or fp32. Results are the same up to rounding; torch is the default until the kernels were
+    measured to be faster."""
+
+    def table(self) -> dict[str, Any]:
+        """The options as manifest data, `kernels` only if it is not torch: else it says nothing about a model, and changes no digest."""
+        table = super().table()
+        if self.kernels == "torch":
+            del table["kernels"]
+        return table
 
 
 def router_site(options: MoEOptions, site: Site) -> RouterSite:
     """Where the router of a layer at `site` stands."""
     shared = {f.name: getattr(site, f.name) for f in fields(Site)}
-    return RouterSite(**shared, n_routed_experts=options.n_routed_experts, num_experts_per_tok=options.num_experts_per_tok)
+    experts, k = options.n_routed_experts, options.num_experts_per_tok
+    return RouterSite(**shared, n_routed_experts=experts, num_experts_per_tok=k, kernels=options.kernels)
 
 
 def check(options: MoEOptions, site: Site) -> Iterator[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import decode
+from .backend import chosen
 from .hookspecs import RouterSite, Routing
 from .options import RouterOptions, SigmoidGroupOptions, SoftmaxGroupOptions, SoftmaxOptions
 
@@ -44,10 +45,13 @@ class SigmoidGroup(Gate):
         super().__init__(options, site)
         self.rule = options
         self.groups, self.kept, self.speed = options.n_group, options.topk_group, options.bias_update_speed
+        self.kernels = chosen(site.kernels)
         self.register_buffer("e_score_correction_bias", torch.empty(site.n_routed_experts))
 
     def forward(self, x: Tensor) -> Routing:
         """`[T, D]` to `Routing`."""
+        if self.kernels is not None:
+            return self.kernels.route(self.logits(x), self.e_score_correction_bias, self.k, self.rule, scores=self.training)
         few = decode.route_sigmoid_group(x, self.weight, self.e_score_correction_bias, self.k, self.rule)
         if few is not None:
             return few
