@@ -169,7 +169,7 @@ class WeightedSum(torch.autograd.Function):
 def product(x: Tensor, weight: Tensor, counts: Tensor, *, transposed: bool) -> Tensor:
     """Rows `[R, K]` sorted by expert and `[E, N, K]`, or `[E, K, N]` if `transposed`, to `[R, N]`."""
     (rows, k), n, experts = x.shape, weight.shape[2 if transposed else 1], len(counts)
-    out, how = x.new_empty(rows, n), tiles.PRODUCT[tiles.short(x.dtype)]
+    out, how = x.new_empty(rows, n), (tiles.PRODUCT_FEW if rows <= tiles.FEW * experts else tiles.PRODUCT)[tiles.short(x.dtype)]
     blocks = rows // how["BLOCK_M"] + experts
     if out.numel():
         grid = (blocks * triton.cdiv(n, how["BLOCK_N"]),)

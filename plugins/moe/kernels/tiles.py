@@ -13,6 +13,11 @@ PRODUCT: dict[bool, Configuration] = {
 }
 """Rows (M) and columns (N) of a tile of results and the numbers (K) that a step adds up, by whether numbers have 16 bits; `GROUP` blocks
 of rows are computed side by side, so that the cache holds what they share. Products of fp32 are done without tensor cores."""
+PRODUCT_FEW: dict[bool, Configuration] = PRODUCT | {
+    True: {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 64, "GROUP": 16, "num_warps": 4, "num_stages": 4}
+}
+"""The same where experts have `FEW` rows and less on average: the matrices are what takes time, and two programs share a multiprocessor."""
+FEW = 64
 WEIGHT_GRADIENT: dict[bool, Configuration] = PRODUCT
 """The same, M and N being rows and columns of an expert's matrix and K its tokens."""
 COPIES: Configuration = {"BLOCK": 64, "num_warps": 4}

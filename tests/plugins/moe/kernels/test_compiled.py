@@ -69,10 +69,10 @@ def test_rows_are_summed_16_bytes_at_a_time(number: str, size: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("number", "experts"), [("bf16", 1), ("bf16", 8), ("bf16", 256), ("fp16", 8), ("fp32", 8)])
+@pytest.mark.parametrize(("number", "experts"), [("bf16", 8), ("bf16", 256), ("fp16", 8), ("fp32", 8)])
 def test_products(number: str, experts: int, transposed: bool, tmp_path: Path) -> None:
-    how = tiles.PRODUCT[number != "fp32"]
-    products(fits(product.product_kernel, number, {"EXPERTS": experts, "TRANSPOSED": transposed}, how, tmp_path), number)
+    for how in (tiles.PRODUCT[number != "fp32"], tiles.PRODUCT_FEW[number != "fp32"]):
+        products(fits(product.product_kernel, number, {"EXPERTS": experts, "TRANSPOSED": transposed}, how, tmp_path), number)
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,22 @@ def test_weight_gradients(number: str, out: str, experts: int, tmp_path: Path) -
 def products(text: str, number: str) -> None:
     assert ("HGMMA" in text) == (number != "fp32"), "16 bits by the products of Hopper's tensor cores"
     assert "LDGSTS" in text or number == "fp32", "the next tiles are on their way"
+
+
+def test_sizes_of_one_which_become_constants(tmp_path: Path) -> None:
+    """A launch compiles a number that is 1 into the kernel."""
+    ones = dict.fromkeys(NUMBERS.keys() - {"n", "k"}, 1)
+    experts, columns = {"EXPERTS": 1}, {"K": 1, **tiles.columns(2)}
+    choice = {"COUNT": 1, "K": 1, "NORMALISE": True, "SCORES": True}
+    for kernel, constants in (
+        (router.route_kernel, choice | {"GROUPS": 1, "KEPT": 1, **tiles.route(1)}),
+        (router.route_gradient_kernel, choice | {"WEIGHTS": True, **tiles.route(1)}),
+        (plan.count_kernel, {"COUNT": 1, **tiles.COPIES}),
+        (plan.add_kernel, {"COUNT": 1, **tiles.EXPERTS}),
+        (plan.place_kernel, {"COUNT": 1, "K": 1, **tiles.COPIES}),
+        (rows.copy_kernel, columns | {"FACTORS": 1}),
+        (rows.sum_kernel, columns | {"WEIGHTED": True}),
+        (rows.sum_gradient_kernel, columns),
+        (product.product_kernel, experts | {"TRANSPOSED": False, **tiles.PRODUCT_FEW[True]}),
+    ):
+        fits(kernel, "bf16", {name: size for name, size in ones.items() if name in kernel.arg_names}, constants, tmp_path)
