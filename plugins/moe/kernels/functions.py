@@ -201,12 +201,12 @@ class Grouped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         (x, counts, *kept), grad, store, parameter = ctx.saved_tensors, grads[0].contiguous(), ctx.store, ctx.parameter
-        x_grad = None
+        x_grad, dtype = None, ctx.dtype
         if ctx.needs_input_grad[0]:
             matrices = kept[0] if kept else parameter.to(x.dtype).contiguous()
             x_grad = product(grad, matrices, counts, transposed=True)
         if store is not None:
             if parameter.requires_grad:
-                store.put(lambda: accumulate(parameter, weight_gradient(grad, x, counts, ctx.dtype)))
+                store.put(lambda: accumulate(parameter, weight_gradient(grad, x, counts, dtype)))
             return x_grad, None, None, None
-        return x_grad, weight_gradient(grad, x, counts, ctx.dtype) if ctx.needs_input_grad[1] else None, None, None
+        return x_grad, weight_gradient(grad, x, counts, dtype) if ctx.needs_input_grad[1] else None, None, None

@@ -213,6 +213,8 @@ def test_codes_travel_with_their_factors(size: tuple[int, ...], dtype: torch.dty
     codes, factors = torch.randint(256, (tokens, width), dtype=torch.uint8), torch.randn(tokens, -(-width // 128))
     found, beside = OURS.copy_codes(codes.view(dtype), factors, source, place)
     assert found.dtype == dtype and torch.equal(found.view(torch.uint8), codes[source]) and torch.equal(beside, factors[source])
+    shapes = OURS.copy_codes(codes.view(dtype).to("meta"), factors.to("meta"), source, place)
+    assert [(t.shape, t.dtype) for t in shapes] == [(t.shape, t.dtype) for t in (found, beside)]
 
 
 def test_what_is_no_number_travels_with_its_row() -> None:
