@@ -17,7 +17,7 @@ from bestiary.core import weight_gradients
 from bestiary.core.contracts import Batch, Context
 from bestiary.core.distributed.experts import ExpertRanks
 from bestiary.plugins.moe.kernels.launch import Kernels
-from tests.kernels import interpreter
+from tests.plugins.moe.kernels.checks import mended_and_poisoned  # noqa: F401
 
 MOE = {"use": "moe", "n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2, "intermediate_size": 9}
 ROUTERS = {
@@ -26,13 +26,6 @@ ROUTERS = {
     "softmax-group": {"n_group": 3, "topk_group": 2},
 }
 KERNELS = ("torch", "triton")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mended():
-    with pytest.MonkeyPatch.context() as patch:
-        interpreter.mend(patch)
-        yield
 
 
 @pytest.fixture
