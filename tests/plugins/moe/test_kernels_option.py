@@ -16,7 +16,8 @@ TRITON = "block.ffn.kernels=triton"
 
 
 def test_triton_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "bestiary.plugins.moe.kernels.launch", raising=False)
+    for name in [name for name in sys.modules if name.startswith("bestiary.plugins.moe.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(bestiary.BestiaryError, match=r"kernels = 'triton': .*pip install 'bestiary\[gpu\]'.*kernels = 'torch'"):
         bestiary.create_model("deepseek-v3-nano", set=[TRITON], device="meta")
