@@ -6,11 +6,13 @@ ranks = pp * tp * dp       ep divides dp * tp: the experts of a stage lie on `ep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import BestiaryError, Problem, suggest
-from .weights import Entry
+from .manifest import Manifest
+from .table import entries
+from .weights import Entry, Weight
 
 KEYS = {
     "pp": "pipeline ranks",
@@ -80,11 +82,41 @@ def cut_units(entries: Iterable[Entry]) -> dict[str, int]:
     return {e.name: e.weight.shape[e.weight.cut_dim] // e.weight.unit for e in entries if e.weight.shard in ("column", "row")}
 
 
+def tensor_misfits(manifest: Manifest, tp: int) -> Iterator[str]:
+    """What keeps `tp` ranks from sharing a model's matrices, as sentences with the degrees that are possible."""
+    rows = [entry for entry in entries(manifest) if entry.weight.shard in ("column", "row")] if tp > 1 else []
+    tile, units = manifest.precision.storage().tile, cut_units(rows)
+    if rows and tile is None:
+        yield f"precision '{manifest.precision.use}' has factors over whole rows or matrices, which tp = {tp} would cut. Use tp = 1."
+        return
+    valid = [n for n in divisors(math.gcd(*units.values())) if all(_fits(entry.weight, n, tile or 1) for entry in rows)]
+    bad = [entry for entry in rows if not _fits(entry.weight, tp, tile or 1)]
+    if bad:
+        what = f"{units[bad[0].name]} {'heads' if bad[0].weight.unit > 1 else 'columns'} of {bad[0].name}"
+        tiles = f" in tiles of {tile}" if tile != 1 else ""
+        more = f", nor those of {len(bad) - 1} others" if len(bad) > 1 else ""
+        yield f"tp = {tp} does not divide the {what}{tiles}{more}. Use one of {valid}."
+
+
+def _fits(weight: Weight, tp: int, tile: int) -> bool:
+    """Whether parts are whole units and whole tiles; a matrix that is in one piece may have any size."""
+    size = weight.shape[weight.cut_dim]
+    return size // weight.unit % tp == 0 and (tp == 1 or weight.role == "bias" or size // tp % tile == 0)
+
+
+def divisors(of: int) -> list[int]:
+    """All that divide `of`.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [n for n in range(1, of + 1) if of % n == 0]
+
+
 def nearest(wanted: int, of: int) -> int:
     """The divisor of `of` that is nearest to `wanted` as a factor.
 
     >>> nearest(15, 2048)
     16
     """
-    divisors = [n for n in range(1, of + 1) if of % n == 0]
-    return min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    return min(divisors(of), key=lambda n: abs(math.log(n / wanted)))

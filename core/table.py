@@ -34,7 +34,7 @@ def entries(manifest: Manifest) -> list[Entry]:
 def _entries(manifest: Manifest) -> Iterator[Entry]:
     model, site = manifest.model, manifest.site
     size = (model.vocab_size, model.hidden_size)
-    yield _place(Weight("embed_tokens.weight", size, "embedding", "row", active=0), "model.", "embedding")
+    yield _place(Weight("embed_tokens.weight", size, "embedding", active=0), "model.", "embedding")
     for index, layer in enumerate(manifest.layers):
         prefix = f"model.layers.{index}."
         yield _place(norm("input_layernorm", model.hidden_size), prefix, "norm", index)
@@ -45,7 +45,7 @@ def _entries(manifest: Manifest) -> Iterator[Entry]:
             yield _place(weight, f"{prefix}{FFN}.", "ffn", index)
     yield _place(norm("norm", model.hidden_size), "model.", "norm")
     if not model.tie_word_embeddings:
-        yield _place(Weight("weight", size, "head", "column"), "lm_head.", "head")
+        yield _place(Weight("weight", size, "head"), "lm_head.", "head")
     for key, part in manifest.objectives.items():
         for weight in part.weights(site.at(model.num_hidden_layers)):
             if model.tie_word_embeddings and weight.duplicate_of == "lm_head.weight":

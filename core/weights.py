@@ -95,8 +95,8 @@ class Weight:
 
     @property
     def cut_dim(self) -> int:
-        """The dimension that `shard` speaks of: outputs come first, inputs last, but for an embedding, whose inputs are its rows."""
-        return len(self.shape) - 1 if self.shard == "row" and self.role != "embedding" else 0
+        """The dimension that `shard` speaks of: outputs come first, inputs last."""
+        return len(self.shape) - 1 if self.shard == "row" else 0
 
     @property
     def active_numel(self) -> int:

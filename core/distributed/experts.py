@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 from ..assemble import state
 from ..backbone import CausalLM
 from ..exchange import Handle, Transport
 from ..table import own_entries
-from .cuts import Cut
+from .cuts import Cut, keep_part
+from .deal import Dealt
 from .mesh import Mesh
+from .tensor_ranks import ALONE, TensorRanks
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,19 @@ class ExpertRanks:
     group: Any = None
     latency: float = 0.0
     """Seconds that are added to every exchange, to see what overlap hides; 0 in earnest."""
+    tensor: TensorRanks = ALONE
+    """The ranks that have the same rows as this one; each sends a part of them."""
 
     def meet(self, counts: Tensor) -> Meeting:
         """Tells every rank how many rows it will get: `[E]` rows for each expert, sorted by expert."""
-        going = counts.view(self.size, -1)
+        going = self.tensor.deal_counts(counts).view(self.size, -1)
         coming = torch.empty_like(going)
         if self.group is None:
             coming.copy_(going)
         else:
             dist.all_to_all_single(coming, going.contiguous(), group=self.group)
-        return Meeting(AllToAll(self, going.sum(dim=1).tolist(), coming.sum(dim=1).tolist()), coming)
+        transport = AllToAll(self, going.sum(dim=1).tolist(), coming.sum(dim=1).tolist())
+        return Meeting(transport if self.tensor.size == 1 else Dealt(transport, self.tensor, int(counts.sum())), coming)
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,10 @@ def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0) -> None:
         held, cut = state(model), Cut(0, index, size, mesh.sparse["replica", "expert"])
         for name, entry in own_entries(model.manifest).items():
             if entry.weight.shard == "expert" and name in held:
-                path, _, last = name.rpartition(".")
-                whole = held[name]
-                model.get_submodule(path)._parameters[last] = nn.Parameter(cut.part(whole.detach()), requires_grad=whole.requires_grad)
-                model.cuts[name] = cut
+                keep_part(model, name, cut)
     if size > 1 or latency:
-        ranks = ExpertRanks(size, index, mesh.group("expert"), latency)
+        tensor = TensorRanks(mesh.degrees.tensor, mesh.tensor, mesh.group("tensor")) if size > 1 else ALONE
+        ranks = ExpertRanks(size, index, mesh.group("expert"), latency, tensor)
         for module in model.modules():
             if hasattr(module, "share_experts"):
                 module.share_experts(ranks)  # type: ignore[operator]

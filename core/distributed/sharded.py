@@ -1,4 +1,5 @@
-"""FSDP2 over the data ranks of a stage, with sums for averages. Routed experts that ranks share already stay out of it."""
+"""FSDP2 over the data ranks of a stage, with sums for averages. Routed experts that ranks share already stay out of it; parts of
+matrices that tensor ranks share are spread once more."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..backbone import Block, CausalLM
+from .cuts import shares_experts
 
 
 def shard(root: nn.Module, model: CausalLM, mesh: DeviceMesh, *, reshard: bool) -> None:
@@ -17,12 +19,12 @@ def shard(root: nn.Module, model: CausalLM, mesh: DeviceMesh, *, reshard: bool) 
 
     Args:
         root: a module whose parameters belong to `model`.
-        model: knows which parameters are cut already.
+        model: knows which parameters are experts' parts.
         mesh: one dimension to shard over, or (copies, shards).
         reshard: whether a block's parameters are given back after its forward pass.
     """
-    cut = {id(parameter) for name, parameter in model.named_parameters() if name in model.cuts}
-    ignored = {parameter for parameter in root.parameters() if id(parameter) in cut}
+    experts = {id(parameter) for name, parameter in model.named_parameters() if shares_experts(model, name)}
+    ignored = {parameter for parameter in root.parameters() if id(parameter) in experts}
     blocks = [module for module in root.modules() if isinstance(module, Block)]
     for module in (*blocks, root):
         fully_shard(module, mesh=mesh, reshard_after_forward=reshard, ignored_params=ignored)

@@ -15,6 +15,7 @@ from ..backbone import CausalLM
 from ..contracts import Batch, Loss, added
 from ..errors import BestiaryError, Problem
 from . import world
+from .cuts import shares_experts
 from .gradients import clip_gradients, sum_gradients
 from .mesh import Mesh
 
@@ -41,7 +42,7 @@ class Spread:
         return clip_gradients(dict(model.named_parameters()), limit, self.owned)
 
     def reduce(self, tensor: Tensor) -> Tensor:
-        """Sums in place over the ranks that hold the same layers."""
+        """Sums in place over the ranks that hold the same layers and see other rows."""
         for group in (self.mesh.group("data"), self.twins) if world.active() else ():
             if group is not None:
                 dist.all_reduce(tensor, group=group)
@@ -68,14 +69,26 @@ class Spread:
         named = dict(model.named_parameters())
         for group, names in self.copies:
             sum_gradients([named[name] for name in names], group)
-        plain = [p for name, p in named.items() if name not in model.cuts and not isinstance(p, DTensor)]
+        plain = [p for name, p in named.items() if not shares_experts(model, name) and not isinstance(p, DTensor)]
         sum_gradients(plain, self.mesh.group("data"))
-        sum_gradients([p for name, p in named.items() if name in model.cuts], self.mesh.group("replica"))
+        sum_gradients([p for name, p in named.items() if shares_experts(model, name)], self.mesh.group("replica"))
+
+    def disown(self, model: CausalLM, *, copy: bool) -> None:
+        """Notes the parameters that this rank holds alike with others, and does not count.
+
+        Args:
+            model: placed.
+            copy: whether other data ranks hold the same of everything but experts, and count it.
+        """
+        for name, _ in model.named_parameters():
+            whole = name not in model.cuts
+            if self.mesh.replica if shares_experts(model, name) else copy or (whole and self.mesh.tensor):
+                self.owned[name] = False
 
     def whole_loss(
         self, losses: Sequence[Loss], auxiliary: Sequence[tuple[dict[str, Tensor], float]], observed: Sequence[dict[str, Tensor]]
     ) -> Loss:
-        """The step's loss from what each rank has of it, equal on all ranks.
+        """The step's loss from what each rank has of it, equal on all ranks; tensor ranks all have the same.
 
         Args:
             losses: of the micro-batches whose loss this rank computes.
@@ -88,7 +101,12 @@ class Spread:
             for name, part in parts.items():
                 extra[name] = extra.get(name, 0.0) + float(part) * share
         mine = (self.mesh.data, added(own) if own else None, extra, observed)
-        return _joined(world.everyone(mine))
+        return _joined(world.everyone(mine)[:: self.mesh.degrees.tensor])
+
+
+def part_of_matrices(rank: int, tensor_ranks: int) -> str:
+    """What a description of a rank begins with: `tensor rank 1 of 2 with `; nothing where matrices are whole."""
+    return f"tensor rank {rank % tensor_ranks} of {tensor_ranks} with " if tensor_ranks > 1 else ""
 
 
 def _joined(found: Sequence[tuple[int, Loss | None, dict[str, float], Sequence[dict[str, Tensor]]]]) -> Loss:

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..distributed.tensor_ranks import ALONE
 from ..native.linear import rms_norm
 
 
 class RMSNorm(nn.Module):
     """`[..., size] -> [..., size]` in the dtype of the input."""
+
+    tensor_ranks = ALONE
+    """Of which each has other heads that the same gain is for."""
 
     def __init__(self, size: int, *, eps: float) -> None:
         super().__init__()
@@ -26,9 +30,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if (few := rms_norm(x, self.weight, self.eps)) is not None:
             return few
+        (weight,) = self.tensor_ranks.enter(self.weight)
         if x.device.type == "cpu" and torch.is_grad_enabled():
-            return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[return-value]
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+            return _RMSNorm.apply(x, weight, self.eps)  # type: ignore[return-value]
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..distributed.tensor_ranks import ALONE, TensorRanks
 from ..native import linear as native
 from ..site import Site
 
 
 class SwiGLU(nn.Module):
     """`down(silu(gate x) * up x)`: `[..., D] -> [..., D]`"""
+
+    tensor_ranks = ALONE
 
     def __init__(self, site: Site, intermediate_size: int) -> None:
         super().__init__()
@@ -25,6 +28,15 @@ class SwiGLU(nn.Module):
         self.down_proj = site.linear(intermediate_size, site.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        (x,) = self.tensor_ranks.enter(x)
+        return self.tensor_ranks.leave(self._here(x))
+
+    def share_matrices(self, ranks: TensorRanks) -> None:
+        """From now on a part of the hidden layer is here."""
+        self.tensor_ranks = ranks
+
+    def _here(self, x: Tensor) -> Tensor:
+        """What the hidden numbers that are here add to the result."""
         few = native.swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
         if few is not None:
             return few

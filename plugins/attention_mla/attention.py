@@ -16,6 +16,7 @@ so that attention runs on the latent itself, one key-value head for all query he
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ...core.cache import LayerCache
 from ...core.contracts import Context
+from ...core.distributed.tensor_ranks import ALONE, TensorRanks
 from ...core.errors import BestiaryError, Problem
 from ...core.layers.attend import attend
 from ...core.layers.rope import rotate, softmax_multiplier, tables
@@ -38,7 +40,12 @@ ABSORBED_QUERIES = 64
 
 
 class MultiHeadLatentAttention(nn.Module):
-    """`[B, S, D] -> [B, S, D]`, causal; the cache keeps the normed latent, then the rotary key after RoPE."""
+    """`[B, S, D] -> [B, S, D]`, causal; the cache keeps the normed latent, then the rotary key after RoPE.
+
+    Tensor ranks share the heads. Latents, their norms and the rotary key are every head's, and each rank makes them all.
+    """
+
+    tensor_ranks = ALONE
 
     def __init__(self, options: MLAOptions, site: Site) -> None:
         super().__init__()
@@ -60,23 +67,33 @@ class MultiHeadLatentAttention(nn.Module):
         self.o_proj = site.linear(self.heads * self.value, d)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        return self.tensor_ranks.leave(self.o_proj(self._heads(x, context)))
+
+    def new_cache(self, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        return LayerCache({"latent": (self.latent + self.rope,)}, batch=batch, capacity=length, device=device, dtype=dtype)
+
+    def share_matrices(self, ranks: TensorRanks) -> None:
+        """From now on a part of the heads is here."""
+        self.tensor_ranks, self.heads = ranks, self.heads // ranks.size
+        self.widths = replace(self.widths, heads=self.heads)
+
+    def _heads(self, x: Tensor, context: Context) -> Tensor:
+        """What the heads here give: `[B, S, H * value]`."""
         q, kv = self._project(x)
         if (few := self._few(q, kv, context)) is not None:
-            return self.o_proj(few)
+            return few
         q_nope, q_pe, c, k_pe = self._parts(q, kv, context)
         if (cache := context.cache(self.layer)) is not None:
             (stored,) = cache.append(latent=torch.cat((c, k_pe), dim=-1))
             c, k_pe = stored.split([self.latent, self.rope], dim=-1)
             if context.past > 0 and x.shape[1] <= ABSORBED_QUERIES:
-                return self.o_proj(self._absorbed(q_nope, q_pe, stored, context))
-        return self.o_proj(self._expanded(q_nope, q_pe, c, k_pe, context))
-
-    def new_cache(self, batch: int, length: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
-        return LayerCache({"latent": (self.latent + self.rope,)}, batch=batch, capacity=length, device=device, dtype=dtype)
+                return self._absorbed(q_nope, q_pe, stored, context)
+        return self._expanded(q_nope, q_pe, c, k_pe, context)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries of all heads, and latent with rotary key, as the projections give them."""
-        q = self.q_proj(x) if self.options.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        """Queries of the heads here, and latent with rotary key, as the projections give them."""
+        (query,) = self.tensor_ranks.enter(x if self.options.q_lora_rank is None else self.q_a_layernorm(self.q_a_proj(x)))
+        q = self.q_proj(query) if self.options.q_lora_rank is None else self.q_b_proj(query)
         return q, self.kv_a_proj_with_mqa(x)
 
     def _parts(self, q: Tensor, kv: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,7 +102,7 @@ class MultiHeadLatentAttention(nn.Module):
         c, k_pe = kv.split([self.latent, self.rope], dim=-1)
         table, interleaved = tables(self.options.rope, self.rope, context), self.options.rope_interleave
         q_pe, k_pe = rotate(q_pe, table, interleaved=interleaved), rotate(k_pe, table, interleaved=interleaved)
-        return q_nope, q_pe, self.kv_a_layernorm(c), k_pe
+        return q_nope, q_pe, *self.tensor_ranks.enter(self.kv_a_layernorm(c), k_pe)
 
     def _few(self, q: Tensor, kv: Tensor, context: Context) -> Tensor | None:
         """Attention of a few new positions when decoding, where a kernel is to be had for it."""

@@ -9,8 +9,10 @@ from pydantic import Field
 
 from ...core.component import Options
 from ...core.errors import BestiaryError
+from ...core.layout import divisors, tensor_misfits
 
 if TYPE_CHECKING:
+    from ...core.manifest import Manifest
     from .pipeline import Pipeline
     from .schedules.actions import Schedule
 
@@ -22,8 +24,11 @@ class PipelineRanks(Options):
     """Pipeline ranks."""
     dp: int = Field(default=1, gt=0)
     """Data-parallel ranks: copies of the pipeline, which share the rows of a step."""
+    tp: int = Field(default=1, gt=0)
+    """Tensor-parallel ranks: they share the heads of attention, the width of dense layers, and the rows of a data rank; divides heads,
+    key-value heads and intermediate sizes. Embedding and head stay whole."""
     ep: int = Field(default=1, gt=0)
-    """Of the data ranks of a stage, how many share its routed experts; divides `dp` and the number of experts."""
+    """Of the `dp * tp` ranks of a stage, how many share its routed experts; divides `dp * tp` and the number of experts."""
     micro_batches: int = Field(default=4, gt=0)
     """Micro-batches of a step on each data rank."""
     zero: Literal[0, 3] = 0
@@ -68,9 +73,9 @@ def name_of(options: PipelineRanks, component: str) -> str:
 
 
 def _check(component: str, options: PipelineRanks) -> Iterator[str]:
-    if options.dp % options.ep:
-        valid = [n for n in range(1, options.dp + 1) if options.dp % n == 0]
-        yield f"ep = {options.ep} does not divide dp = {options.dp}. Use one of {valid}."
+    ranks = options.dp * options.tp
+    if ranks % options.ep:
+        yield f"ep = {options.ep} does not divide dp * tp = {ranks}. Use one of {divisors(ranks)}."
     try:
         schedule(name_of(options, component), options)
     except BestiaryError as error:
@@ -90,6 +95,11 @@ def check_dualpipe_v(options: BothWaysOptions, site: Any) -> Iterator[str]:
 def check_pipeline(options: PipelineOptions, site: Any) -> Iterator[str]:
     """What does not fit."""
     yield from _check("pipeline", options)
+
+
+def misfits(options: PipelineRanks, manifest: Manifest) -> Iterator[str]:
+    """What keeps a model from lying on these ranks."""
+    yield from tensor_misfits(manifest, options.tp)
 
 
 def build_dualpipe(options: BothWaysOptions, site: Any) -> Pipeline:

@@ -12,9 +12,10 @@ from ...core.backbone import CausalLM, Elsewhere
 from ...core.contracts import Batch, Context, Loss
 from ...core.distributed import world
 from ...core.distributed.experts import share_experts
+from ...core.distributed.matrices import share_matrices
 from ...core.distributed.mesh import Degrees, Mesh
 from ...core.distributed.sharded import gathered, shard
-from ...core.distributed.spread import Spread
+from ...core.distributed.spread import Spread, part_of_matrices
 from ...core.errors import BestiaryError
 from ...core.manifest import Manifest
 from ...core.stages import place
@@ -35,7 +36,7 @@ class Pipeline(Spread):
         super().__init__()
         self.options, self.component = options, component
         self.schedule = schedule(name_of(options, component), options)
-        self.degrees = Degrees(options.pp, options.dp, options.ep)
+        self.degrees = Degrees(options.pp, options.dp, options.ep, options.tp)
         self.processes = self.degrees.ranks
         self.row_multiple = options.dp * options.micro_batches
         self.stages: dict[int, Stage] = {}
@@ -51,13 +52,14 @@ class Pipeline(Spread):
             return model
         if world.size() != self.degrees.ranks:
             raise BestiaryError(
-                f"parallelism: pp * dp = {self.options.pp} * {self.options.dp} needs {self.degrees.ranks} processes, and "
-                f"{world.size()} were started. Start {self.degrees.ranks}, or change parallelism.dp."
+                f"parallelism: pp * dp * tp = {self.options.pp} * {self.options.dp} * {self.options.tp} needs {self.degrees.ranks} "
+                f"processes, and {world.size()} were started. Start {self.degrees.ranks}, or change parallelism.dp."
             )
         self.mesh = Mesh(self.degrees)
         chain = len(self.schedule.chains[0])
         self.layers = _split(model.manifest, chain)
         holders = self._prune(model)
+        share_matrices(model, self.mesh, self.mesh.dense["tensor", "data"])
         share_experts(model, self.mesh, latency=self.options.latency / 1000)
         self._share(model, holders)
         for stage in self.stages.values():
@@ -68,10 +70,10 @@ class Pipeline(Spread):
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words."""
         layers = _split(manifest, len(self.schedule.chains[0]))
-        numbers = self.schedule.stages_of(rank // self.options.dp)
+        numbers = self.schedule.stages_of(rank // self.degrees.stage)
         places = [next(chain.index(number) for chain in self.schedule.chains if number in chain) for number in numbers]
         told = [f"stage {number} ({_layers(layers[place])})" for number, place in zip(numbers, places, strict=True)]
-        return f"{' and '.join(told)} of {self.schedule.name}"
+        return f"{part_of_matrices(rank, self.options.tp)}{' and '.join(told)} of {self.schedule.name}"
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step, by the schedule's table.
@@ -195,10 +197,7 @@ class Pipeline(Spread):
             self.owned |= {name: self.mesh.pipeline == ranks[0] for name in names}
             if len(self.schedule.chains) > 1:
                 self.twins = group
-        if not self.options.zero and self.mesh.data:
-            self.owned |= {name: False for name, _ in model.named_parameters() if name not in model.cuts}
-        if self.mesh.replica:
-            self.owned |= {name: False for name in model.cuts}
+        self.disown(model, copy=self.mesh.data > 0 and not self.options.zero)
 
 
 def _layers(layers: range) -> str:

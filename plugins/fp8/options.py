@@ -62,4 +62,5 @@ def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
 def fp8_storage(options: FP8Options) -> Storage:
     """Master weights, gradients and moments as in bf16 training; the copy that is computed with has one byte and its factors."""
     block = TILE * TILE if options.weights == "block" else TILE
-    return Storage(copy=1 + 4 / block, inference=2, inference_high=2)
+    wide = {options.activations, options.gradients, options.weights} & {"row", "tensor"}
+    return Storage(copy=1 + 4 / block, inference=2, inference_high=2, tile=None if wide else TILE)

@@ -10,10 +10,10 @@ from ...core.backbone import CausalLM
 from ...core.contracts import Batch, Loss
 from ...core.distributed import world
 from ...core.distributed.experts import share_experts
-from ...core.distributed.gradients import sum_gradients
+from ...core.distributed.matrices import share_matrices
 from ...core.distributed.mesh import Degrees, Mesh
 from ...core.distributed.sharded import shard, wrapped
-from ...core.distributed.spread import Spread
+from ...core.distributed.spread import Spread, part_of_matrices
 from ...core.errors import BestiaryError
 from ...core.manifest import Manifest
 from .options import FSDPOptions
@@ -25,29 +25,30 @@ class ShardedData(Spread):
     def __init__(self, options: FSDPOptions) -> None:
         super().__init__()
         self.options = options
-        self.degrees = Degrees(1, options.dp, options.ep)
-        self.processes, self.row_multiple = options.dp, options.dp * options.micro_batches
+        self.degrees = Degrees(1, options.dp, options.ep, options.tp)
+        self.processes, self.row_multiple = self.degrees.ranks, options.dp * options.micro_batches
 
     def place(self, model: CausalLM) -> CausalLM:
         """Leaves this rank's shards in the model; a process that is alone keeps it whole."""
         if not world.active():
             return model
         if world.size() != self.processes:
-            raise BestiaryError(f"parallelism.dp = {self.processes} needs as many processes, and {world.size()} were started.")
+            needed = f"dp * tp = {self.options.dp} * {self.options.tp}"
+            raise BestiaryError(f"parallelism: {needed} needs {self.processes} processes, and {world.size()} were started.")
         self.mesh = Mesh(self.degrees)
-        share_experts(model, self.mesh, latency=self.options.latency / 1000)
         shards = self.options.shard or self.options.dp
-        shard(model, model, self._shards(shards), reshard=self.options.reshard)
+        along = self._along(shards)
+        share_matrices(model, self.mesh, along)
+        share_experts(model, self.mesh, latency=self.options.latency / 1000)
+        shard(model, model, along[along.mesh_dim_names[1:]], reshard=self.options.reshard)
         register_fsdp_forward_method(model, "loss")
-        copy = self.mesh.data >= shards
-        self.owned = {name: not copy for name, _ in model.named_parameters() if name not in model.cuts}
-        self.owned |= {name: self.mesh.replica == 0 for name in model.cuts}
+        self.disown(model, copy=self.mesh.data >= shards)
         return model
 
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words."""
         shards = self.options.shard or self.options.dp
-        return f"part {rank % shards} of {shards} of every layer"
+        return f"{part_of_matrices(rank, self.options.tp)}part {rank // self.options.tp % shards} of {shards} of every layer"
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step.
@@ -56,8 +57,7 @@ class ShardedData(Spread):
             BestiaryError: rows that do not split, or a process that is alone.
         """
         loss = self._run(model, batch, backward=True)
-        named = dict(model.named_parameters())
-        sum_gradients([named[name] for name in model.cuts if name in named], self.mesh.group("replica"))
+        self.sum_all(model)
         return loss
 
     @torch.no_grad()
@@ -85,7 +85,9 @@ class ShardedData(Spread):
         told = {name: torch.cat([loss.observed[name] for loss in losses]) for name in losses[0].observed}
         return self.whole_loss(losses, [], [told])
 
-    def _shards(self, shards: int) -> DeviceMesh:
+    def _along(self, shards: int) -> DeviceMesh:
+        """All ranks that hold a matrix: tensor ranks, then copies where there are some, then the ranks of one copy."""
         if shards == self.options.dp:
-            return self.mesh.dense["data"]
-        return DeviceMesh(self.mesh.kind, torch.arange(self.options.dp).view(-1, shards), mesh_dim_names=("copy", "shard"))
+            return self.mesh.dense["tensor", "data"]
+        ranks = torch.arange(self.processes).view(-1, shards, self.options.tp).permute(2, 0, 1)
+        return DeviceMesh(self.mesh.kind, ranks, mesh_dim_names=("tensor", "copy", "shard"))

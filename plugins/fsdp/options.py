@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ...core.component import Options
+from ...core.layout import divisors, tensor_misfits
 
 if TYPE_CHECKING:
+    from ...core.manifest import Manifest
     from .fsdp import ShardedData
 
 
@@ -18,8 +20,11 @@ class FSDPOptions(Options):
     """Data-parallel ranks."""
     shard: int | None = Field(default=None, gt=0)
     """Neighbouring ranks that share one copy of the parameters; all when None. Less than `dp` keeps several copies (HSDP)."""
+    tp: int = Field(default=1, gt=0)
+    """Tensor-parallel ranks: they share the heads of attention, the width of dense layers, and the rows of a data rank; divides heads,
+    key-value heads and intermediate sizes. Embedding and head stay whole."""
     ep: int = Field(default=1, gt=0)
-    """Ranks that share the routed experts; divides `dp` and the number of experts."""
+    """Of all `dp * tp` ranks, how many share the routed experts; divides `dp * tp` and the number of experts."""
     micro_batches: int = Field(default=1, gt=0)
     """Forward and backward passes of a step on each rank; gradients travel after the last."""
     reshard: bool = True
@@ -30,11 +35,16 @@ class FSDPOptions(Options):
 
 def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:
     """What does not divide."""
-    for name in ("shard", "ep"):
-        degree = getattr(options, name)
-        if degree is not None and options.dp % degree:
-            valid = [n for n in range(1, options.dp + 1) if options.dp % n == 0]
-            yield f"{name} = {degree} does not divide dp = {options.dp}. Use one of {valid}."
+    ranks = options.dp * options.tp
+    if options.shard is not None and options.dp % options.shard:
+        yield f"shard = {options.shard} does not divide dp = {options.dp}. Use one of {divisors(options.dp)}."
+    if ranks % options.ep:
+        yield f"ep = {options.ep} does not divide dp * tp = {ranks}. Use one of {divisors(ranks)}."
+
+
+def fsdp_misfits(options: FSDPOptions, manifest: Manifest) -> Iterator[str]:
+    """What keeps a model from lying on these ranks."""
+    yield from tensor_misfits(manifest, options.tp)
 
 
 def build_fsdp(options: FSDPOptions, site: Any) -> ShardedData:
