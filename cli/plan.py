@@ -135,12 +135,13 @@ def _published(plan: Plan) -> list[str]:
 
 
 def _told(step: Prediction, mfu: float, overlap: float) -> list[str]:
+    tensors = f"{octets(step.tensor_bytes)} between tensor ranks, " if step.tensor_bytes else ""
     hidden = f", a pair takes {overlap:g} of its passes" if overlap != 1 else ""
     return [
         f"a step of {engineering(step.tokens)} tokens: {step.seconds:.1f} s at {mfu:.0%} of the bf16 peak while computing{hidden}; bubble "
         f"{step.bubble:.1%}, {step.tokens_per_second:,.0f} tokens/s per GPU, "
         f"{engineering(step.hours_per_trillion)} GPU hours per trillion tokens",
-        f"a GPU sends in a step: {octets(step.expert_bytes)} between experts, {octets(step.stage_bytes)} between stages, "
+        f"a GPU sends in a step: {octets(step.expert_bytes)} between experts, {tensors}{octets(step.stage_bytes)} between stages, "
         f"{octets(step.data_bytes)} between data ranks",
     ]
 

@@ -76,6 +76,10 @@ class Cost:
     """Numbers that training keeps for the backward pass, apart from the block's own two norms."""
     saved_fp32: int = 0
     """The same, of numbers that are kept in fp32 whatever the precision."""
+    cut_elements: int = 0
+    """Of `saved_elements`, those that tensor-parallel ranks share: of heads, and of hidden layers."""
+    dealt_elements: int = 0
+    """Of `saved_elements`, those of routed experts, of which tensor-parallel ranks keep a part each where ranks share the experts."""
     reused_parameters: int = 0
     """Parameters of other parts that are used once more, such as the head by MTP."""
 
@@ -108,7 +112,7 @@ def _no_cost(options: Any, site: Site) -> Cost:
     return Cost()
 
 
-def _no_check(options: Any, site: Site) -> Iterable[str]:
+def _no_check(options: Any, where: Any) -> Iterable[str]:
     return ()
 
 

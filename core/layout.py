@@ -38,6 +38,11 @@ class Layout:
     def gpus(self) -> int:
         return self.pp * self.tp * self.dp
 
+    def workers(self, weight: Weight) -> int:
+        """Ranks that share the products of a data rank's tokens with a parameter."""
+        cut = weight.shard in ("column", "row") or (weight.shard == "expert" and self.ep > 1)
+        return self.tp if cut else 1
+
     def __str__(self) -> str:
         return ",".join(f"{key}={getattr(self, key)}" for key in KEYS)
 

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from .accounting import layer_costs, objective_cost
+from .layout import Layout
 from .manifest import Manifest
 from .table import entries
 from .weights import Entry
+
+WHOLE = Layout()
+"""Every rank computes all of a layer."""
 
 
 def split(weights: Sequence[float], stages: int) -> list[range]:
@@ -54,8 +58,9 @@ def place(manifest: Manifest, entries: list[Entry], stages: int, length: int) ->
     return ranges, rows
 
 
-def stage_work(manifest: Manifest, stages: int, length: int) -> list[tuple[float, float, float]]:
-    """FLOPs per token of the forward pass, of input gradients and of weight gradients in each stage, sequences of `length` tokens.
+def stage_work(manifest: Manifest, stages: int, length: int, layout: Layout = WHOLE) -> list[tuple[float, float, float]]:
+    """FLOPs of one rank per token of the forward pass, of input gradients and of weight gradients in each stage, sequences of `length`
+    tokens.
 
     Matrices take as many FLOPs in each of the three. Attention between positions has no weights, and twice its forward FLOPs go
     into input gradients.
@@ -63,8 +68,8 @@ def stage_work(manifest: Manifest, stages: int, length: int) -> list[tuple[float
     table = entries(manifest)
     ranges, _ = place(manifest, table, stages, length)
     costs, added = layer_costs(manifest), objective_cost(manifest)
-    pairs = [cost.pair_macs * float(length) for cost in costs] + [added.pair_macs * float(length)]
-    work, found = _work(manifest, table, length), []
+    pairs = [cost.pair_macs * float(length) / layout.tp for cost in [*costs, added]]
+    work, found = _work(manifest, table, length, layout), []
     for stage, layers in enumerate(ranges):
         units = [*layers, *([len(costs)] if stage == stages - 1 else [])]
         whole, attention = sum(work[unit] for unit in units), sum(pairs[unit] for unit in units)
@@ -72,15 +77,15 @@ def stage_work(manifest: Manifest, stages: int, length: int) -> list[tuple[float
     return found
 
 
-def _work(manifest: Manifest, entries: list[Entry], length: int) -> list[float]:
-    """Forward FLOPs per token of every layer, then of head and objectives together."""
+def _work(manifest: Manifest, entries: list[Entry], length: int, layout: Layout = WHOLE) -> list[float]:
+    """Forward FLOPs of one rank per token in every layer, then in head and objectives together."""
     model, costs, added = manifest.model, layer_costs(manifest), objective_cost(manifest)
-    work = [cost.pair_macs * length + 2.0 * cost.reused_parameters for cost in costs]
-    last = added.pair_macs * length + 2.0 * added.reused_parameters
+    work = [cost.pair_macs * length / layout.tp + 2.0 * cost.reused_parameters for cost in costs]
+    last = added.pair_macs * length / layout.tp + 2.0 * added.reused_parameters
     if model.tie_word_embeddings:
         last += 2.0 * model.vocab_size * model.hidden_size
     for entry in entries:
-        flops = 2.0 * entry.weight.active_numel
+        flops = 2.0 * entry.weight.active_numel / layout.workers(entry.weight)
         if entry.layer is not None and entry.part not in manifest.objectives:
             work[entry.layer] += flops
         elif entry.part != "embedding" and not entry.weight.duplicate_of:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -39,7 +40,7 @@ def share_matrices(model: CausalLM, mesh: Mesh, along: Any) -> None:
         module.share_matrices(ranks)  # type: ignore[operator]
 
 
-def _owner(name: str, sharing: dict[str, nn.Module]) -> str | None:
+def _owner(name: str, sharing: Mapping[str, nn.Module]) -> str | None:
     """The path of the innermost sharing module that a parameter stands in."""
     path = name
     while path and path not in sharing:

@@ -215,11 +215,14 @@ class _Count:
         return 2 * max(blocks.values(), default=0.0)
 
     def _tokens(self) -> float:
-        """Of a micro-batch on one rank; tensor-parallel ranks share them (sequence parallelism)."""
-        return self.request.micro_batch * self.request.sequence_length / self.layout.tp
+        """Of a micro-batch on one rank; tensor-parallel ranks have the same."""
+        return self.request.micro_batch * self.request.sequence_length
 
     def _saved(self, cost: Cost) -> float:
-        return cost.saved_elements * self.storage.activation + 4 * cost.saved_fp32
+        """Bytes per token on one rank."""
+        shared = cost.cut_elements + (cost.dealt_elements if self.layout.ep > 1 else 0)
+        elements = cost.saved_elements - shared * (1 - 1 / self.layout.tp)
+        return elements * self.storage.activation + 4 * cost.saved_fp32
 
     def _kept(self, stage: int) -> float:
         """Bytes that one micro-batch in flight keeps on a stage."""

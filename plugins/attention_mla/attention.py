@@ -102,7 +102,8 @@ class MultiHeadLatentAttention(nn.Module):
         c, k_pe = kv.split([self.latent, self.rope], dim=-1)
         table, interleaved = tables(self.options.rope, self.rope, context), self.options.rope_interleave
         q_pe, k_pe = rotate(q_pe, table, interleaved=interleaved), rotate(k_pe, table, interleaved=interleaved)
-        return q_nope, q_pe, *self.tensor_ranks.enter(self.kv_a_layernorm(c), k_pe)
+        c, k_pe = self.tensor_ranks.enter(self.kv_a_layernorm(c), k_pe)
+        return q_nope, q_pe, c, k_pe
 
     def _few(self, q: Tensor, kv: Tensor, context: Context) -> Tensor | None:
         """Attention of a few new positions when decoding, where a kernel is to be had for it."""

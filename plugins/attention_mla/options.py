@@ -82,6 +82,7 @@ def cost(options: MLAOptions, site: Site) -> Cost:
         pair_macs=heads * (key + value),
         cache_elements=latent + rope,
         saved_elements=site.hidden_size + query_latent + 2 * latent + rope + heads * (2 * key + 2 * value),
+        cut_elements=heads * (2 * key + 2 * value),
         saved_fp32=heads,
     )
 

@@ -72,10 +72,12 @@ def gqa_weights(options: GQAOptions, site: Site) -> list[Weight]:
 def gqa_cost(options: GQAOptions, site: Site) -> Cost:
     heads, kv_heads, width = gqa_sizes(options, site)
     q, kv = heads * width, kv_heads * width
+    cut = 2 * q + 2 * kv + (q + kv if options.qk_norm else 0)
     return Cost(
         pair_macs=heads * 2 * width,
         cache_elements=2 * kv,
-        saved_elements=site.hidden_size + 2 * q + 2 * kv + (q + kv if options.qk_norm else 0),
+        saved_elements=site.hidden_size + cut,
+        cut_elements=cut,
         saved_fp32=heads,
     )
 
@@ -110,7 +112,8 @@ def dense_weights(options: DenseOptions, site: Site) -> list[Weight]:
 
 
 def dense_cost(options: DenseOptions, site: Site) -> Cost:
-    return Cost(saved_elements=site.hidden_size + 3 * options.intermediate_size)
+    cut = 3 * options.intermediate_size
+    return Cost(saved_elements=site.hidden_size + cut, cut_elements=cut)
 
 
 class NativeOptions(Options):

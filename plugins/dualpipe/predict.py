@@ -33,6 +33,8 @@ class Prediction:
     """Of a step, forward and backward."""
     expert_bytes: float
     """That the busiest rank sends to experts on other ranks in a step, and gets back, in all four directions."""
+    tensor_bytes: float
+    """That a rank sends for sums over tensor ranks, at most: two forward and two backward in every layer."""
     stage_bytes: float
     """That a rank sends to the stages next to it, forward and backward."""
     data_bytes: float
@@ -65,7 +67,7 @@ def predict(
 
     Args:
         manifest: the model.
-        layout: its degrees; `tp` divides the time of every pass.
+        layout: its degrees; `tp` divides the products that tensor ranks share, which embedding, head and latents are not among.
         schedule: one of `schedules.catalog.SCHEDULES`.
         micro_batches: of a step, on each data rank.
         length: tokens of a sequence.
@@ -78,9 +80,10 @@ def predict(
         BestiaryError: numbers that the schedule does not take.
     """
     table = make(schedule, ranks=layout.pp, microbatches=micro_batches)
-    work, tokens = stage_work(manifest, len(table.chains[0]), length), length * micro_batch
+    stages, tokens = len(table.chains[0]), length * micro_batch
+    work, shared = stage_work(manifest, stages, length), stage_work(manifest, stages, length, layout)
     place = {stage: chain.index(stage) for chain in table.chains for stage in chain}
-    each = [tuple(flops * tokens / rate / layout.tp for flops in work[place[stage]]) for stage in range(len(table.rank_of))]
+    each = [tuple(flops * tokens / rate for flops in shared[place[stage]]) for stage in range(len(table.rank_of))]
     forward, input, weight = (tuple(column) for column in zip(*each, strict=True))
     if recompute:
         input = tuple(i + f for i, f in zip(input, forward, strict=True))
@@ -95,8 +98,9 @@ def predict(
         tokens=tokens * micro_batches * layout.dp,
         gpus=layout.gpus,
         flops=sum(sum(stage) for stage in work) * tokens * micro_batches * layout.dp,
-        expert_bytes=per_layer * tokens * micro_batches * -(-len(layers) // layout.pp),
-        stage_bytes=2 * BF16 * manifest.model.hidden_size * tokens * micro_batches * len(table.chains[0]) / layout.pp,
+        expert_bytes=per_layer * tokens / layout.tp * micro_batches * -(-len(layers) // layout.pp),
+        tensor_bytes=_tensor_bytes(manifest, layout) * tokens * micro_batches,
+        stage_bytes=2 * BF16 * manifest.model.hidden_size * tokens * micro_batches * stages / layout.pp,
         data_bytes=_data_bytes(rows, layout),
     )
 
@@ -105,6 +109,12 @@ def _expert_bytes(entry: Entry, manifest: Manifest, layout: Layout) -> float:
     """Of one token and layer: out and back, forward and backward, but for the copies whose expert is here."""
     copies = entry.weight.shape[0] * entry.weight.active_numel / entry.weight.numel
     return 4 * BF16 * copies * manifest.model.hidden_size * (layout.ep - 1) / layout.ep
+
+
+def _tensor_bytes(manifest: Manifest, layout: Layout) -> float:
+    """Of one token on a rank with as many layers as any: a sum sends each number twice, but for a rank's own part."""
+    layers = -(-manifest.model.num_hidden_layers // layout.pp)
+    return 4 * BF16 * manifest.model.hidden_size * layers * 2 * (layout.tp - 1) / layout.tp
 
 
 def _data_bytes(rows: list[Entry], layout: Layout) -> float:

@@ -36,18 +36,17 @@ class ShardedData(Spread):
             needed = f"dp * tp = {self.options.dp} * {self.options.tp}"
             raise BestiaryError(f"parallelism: {needed} needs {self.processes} processes, and {world.size()} were started.")
         self.mesh = Mesh(self.degrees)
-        shards = self.options.shard or self.options.dp
-        along = self._along(shards)
+        along, names = self._along()
         share_matrices(model, self.mesh, along)
         share_experts(model, self.mesh, latency=self.options.latency / 1000)
-        shard(model, model, along[along.mesh_dim_names[1:]], reshard=self.options.reshard)
+        shard(model, model, along[names], reshard=self.options.reshard)
         register_fsdp_forward_method(model, "loss")
-        self.disown(model, copy=self.mesh.data >= shards)
+        self.disown(model, copy=self.mesh.data >= self._shards)
         return model
 
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words."""
-        shards = self.options.shard or self.options.dp
+        shards = self._shards
         return f"{part_of_matrices(rank, self.options.tp)}part {rank // self.options.tp % shards} of {shards} of every layer"
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
@@ -85,9 +84,14 @@ class ShardedData(Spread):
         told = {name: torch.cat([loss.observed[name] for loss in losses]) for name in losses[0].observed}
         return self.whole_loss(losses, [], [told])
 
-    def _along(self, shards: int) -> DeviceMesh:
-        """All ranks that hold a matrix: tensor ranks, then copies where there are some, then the ranks of one copy."""
-        if shards == self.options.dp:
-            return self.mesh.dense["tensor", "data"]
-        ranks = torch.arange(self.processes).view(-1, shards, self.options.tp).permute(2, 0, 1)
-        return DeviceMesh(self.mesh.kind, ranks, mesh_dim_names=("tensor", "copy", "shard"))
+    @property
+    def _shards(self) -> int:
+        """Data ranks that share one copy of the parameters."""
+        return self.options.shard or self.options.dp
+
+    def _along(self) -> tuple[DeviceMesh, tuple[str, ...]]:
+        """The mesh of all ranks that hold a matrix, and the names of its dimensions beside `tensor`."""
+        if self._shards == self.options.dp:
+            return self.mesh.dense["tensor", "data"], ("data",)
+        ranks = torch.arange(self.processes).view(-1, self._shards, self.options.tp).permute(2, 0, 1)
+        return DeviceMesh(self.mesh.kind, ranks, mesh_dim_names=("tensor", "copy", "shard")), ("copy", "shard")

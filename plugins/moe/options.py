@@ -85,8 +85,11 @@ def weights(options: MoEOptions, site: Site) -> list[Weight]:
 
 def cost(options: MoEOptions, site: Site) -> Cost:
     k, hidden, d = options.num_experts_per_tok, options.intermediate_size, site.hidden_size
+    routed, shared = k * (d + 4 * hidden), 3 * options.n_shared_experts * hidden
     return Cost(
-        saved_elements=d + k * (d + 4 * hidden) + 3 * options.n_shared_experts * hidden,
+        saved_elements=d + routed + shared,
+        cut_elements=shared,
+        dealt_elements=routed,
         saved_fp32=d + options.n_routed_experts + 5 * k,
     )
 

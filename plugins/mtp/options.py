@@ -64,6 +64,8 @@ def cost(options: MTPOptions, site: Site) -> Cost:
     return Cost(
         pair_macs=depth * (attention.pair_macs + ffn.pair_macs),
         saved_elements=depth * (attention.saved_elements + ffn.saved_elements + 7 * d),
+        cut_elements=depth * (attention.cut_elements + ffn.cut_elements),
+        dealt_elements=depth * (attention.dealt_elements + ffn.dealt_elements),
         saved_fp32=depth * (attention.saved_fp32 + ffn.saved_fp32),
         reused_parameters=depth * site.vocab_size * d,
     )

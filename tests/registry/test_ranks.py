@@ -90,7 +90,7 @@ def test_bytes_read_are_those_of_the_regions(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("layout", "of", "told"),
     [
-        ("tp=2", 2, "tp=2 does not divide model.embed_tokens.weight .* there are 53, nor 16 others"),
+        ("tp=2", 2, "tp=2 does not divide model.layers.0.self_attn.q_b_proj.weight .* there are 3, nor 14 others"),
         ("pp=4", 4, "the model has 3 layers"),
         ("ep=4", 6, "ep=4 does not divide"),
     ],
