@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from ...core.backbone import CausalLM
+from ...core.errors import BestiaryError, Problem
 from ...core.table import own_entries
 from .adamw import CompactAdamW
 from .options import OptimizerOptions
@@ -24,6 +25,8 @@ class Optimizers:
 
     def __init__(self, model: CausalLM, options: OptimizerOptions) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if options.muon:
+            _check_whole(model)
         matrices = _matrices(model, named) if options.muon else {}
         self.slices = [(view, named[name], index) for name, views in matrices.items() for index, view in views]
         """Views that Muon steps on, the parameter behind each, and the expert; None for a whole parameter."""
@@ -113,6 +116,18 @@ def _matrices(model: CausalLM, named: dict[str, nn.Parameter]) -> dict[str, list
         stacked = parameter.ndim == 3
         found[name] = [(i, nn.Parameter(part)) for i, part in enumerate(parameter.detach())] if stacked else [(None, parameter)]
     return found
+
+
+def _check_whole(model: CausalLM) -> None:
+    """Muon makes the updates of a matrix orthogonal, which its parts do not tell.
+
+    Raises:
+        BestiaryError: tensor-parallel ranks share matrices.
+    """
+    name = next((name for name, cut in model.cuts.items() if cut.kind == "tensor"), None)
+    if name:
+        fact = f"muon needs whole matrices, and tensor-parallel ranks share some, such as {name}."
+        raise BestiaryError(Problem(fact, "optimizer.muon", "Leave it out, or set set.parallelism.tp = 1."))
 
 
 def _name(parameter: str, index: int | None) -> str:
