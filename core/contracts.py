@@ -99,7 +99,11 @@ class Context:
 
 
 class Attention(Protocol):
-    """Mixes positions, causally. `forward` honours `context.mask()` and appends to `context.cache(layer)`."""
+    """Mixes positions, causally. `forward` honours `context.mask()` and appends to `context.cache(layer)`.
+
+    One whose heads ranks may share offers `share_matrices(ranks)`: from then on its matrices are cut as its `weights` say by `shard` and
+    `unit`, and it puts `ranks.enter` and `ranks.leave` (`core.distributed.tensor_ranks`) around them. Others stay whole.
+    """
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """`[B, S, D] -> [B, S, D]`"""
@@ -115,7 +119,7 @@ class FeedForward(Protocol):
 
     One that talks to other ranks offers `share_experts(ranks)`, by which it keeps a part of itself, and `steps(x, context)`, its forward
     pass with stops (`core.exchange`), so that a schedule can compute something else meanwhile. One with statistics keeps them
-    in buffers and offers `after_step`.
+    in buffers and offers `after_step`. One whose hidden layer ranks may share offers `share_matrices`, as an attention does; `SwiGLU` does.
     """
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:

@@ -19,7 +19,8 @@ low precision; `router`, `projection` (plain bf16 matrices such as MTP's), `norm
 and `head` stay high; `state` is not trained by gradient and always fp32."""
 
 Shard = Literal["column", "row", "expert", "replicate"]
-"""How tensor or expert parallelism may cut a tensor: along its outputs, its inputs, its experts, or not."""
+"""How tensor or expert parallelism may cut a tensor: along its outputs, its inputs, its experts, or not. Training cuts by columns and
+rows what stands in a module that offers `share_matrices`."""
 
 Init = Literal["normal", "ones", "zeros"]
 

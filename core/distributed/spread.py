@@ -104,9 +104,9 @@ class Spread:
         return _joined(world.everyone(mine)[:: self.mesh.degrees.tensor])
 
 
-def part_of_matrices(rank: int, tensor_ranks: int) -> str:
-    """What a description of a rank begins with: `tensor rank 1 of 2 with `; nothing where matrices are whole."""
-    return f"tensor rank {rank % tensor_ranks} of {tensor_ranks} with " if tensor_ranks > 1 else ""
+def as_tensor_rank(rank: int, ranks: int) -> str:
+    """What a description of a rank ends with: `, as tensor rank 1 of 2`; nothing where matrices are whole."""
+    return f", as tensor rank {rank % ranks} of {ranks}" if ranks > 1 else ""
 
 
 def _joined(found: Sequence[tuple[int, Loss | None, dict[str, float], Sequence[dict[str, Tensor]]]]) -> Loss:

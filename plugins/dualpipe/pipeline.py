@@ -15,7 +15,7 @@ from ...core.distributed.experts import share_experts
 from ...core.distributed.matrices import share_matrices
 from ...core.distributed.mesh import Degrees, Mesh
 from ...core.distributed.sharded import gathered, shard
-from ...core.distributed.spread import Spread, part_of_matrices
+from ...core.distributed.spread import Spread, as_tensor_rank
 from ...core.errors import BestiaryError
 from ...core.manifest import Manifest
 from ...core.stages import place
@@ -73,7 +73,7 @@ class Pipeline(Spread):
         numbers = self.schedule.stages_of(rank // self.degrees.stage)
         places = [next(chain.index(number) for chain in self.schedule.chains if number in chain) for number in numbers]
         told = [f"stage {number} ({_layers(layers[place])})" for number, place in zip(numbers, places, strict=True)]
-        return f"{part_of_matrices(rank, self.options.tp)}{' and '.join(told)} of {self.schedule.name}"
+        return f"{' and '.join(told)} of {self.schedule.name}{as_tensor_rank(rank, self.options.tp)}"
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step, by the schedule's table.

@@ -13,7 +13,7 @@ from ...core.distributed.experts import share_experts
 from ...core.distributed.matrices import share_matrices
 from ...core.distributed.mesh import Degrees, Mesh
 from ...core.distributed.sharded import shard, wrapped
-from ...core.distributed.spread import Spread, part_of_matrices
+from ...core.distributed.spread import Spread, as_tensor_rank
 from ...core.errors import BestiaryError
 from ...core.manifest import Manifest
 from .options import FSDPOptions
@@ -46,8 +46,8 @@ class ShardedData(Spread):
 
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words."""
-        shards = self._shards
-        return f"{part_of_matrices(rank, self.options.tp)}part {rank // self.options.tp % shards} of {shards} of every layer"
+        part = rank // self.options.tp % self._shards
+        return f"part {part} of {self._shards} of every layer{as_tensor_rank(rank, self.options.tp)}"
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step.

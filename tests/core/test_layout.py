@@ -59,8 +59,8 @@ def test_a_rank_is_described_with_its_part():
     parallelism = dual.parallelism.build(dual.site)
     assert parallelism.processes == 4
     assert [parallelism.describe(dual, rank) for rank in (0, 3)] == [
-        "tensor rank 0 of 2 with stage 0 (layers 0 to 1) and stage 3 (no layer) of dualpipe-v",
-        "tensor rank 1 of 2 with stage 1 (layer 2) and stage 2 (layer 3) of dualpipe-v",
+        "stage 0 (layers 0 to 1) and stage 3 (no layer) of dualpipe-v, as tensor rank 0 of 2",
+        "stage 1 (layer 2) and stage 2 (layer 3) of dualpipe-v, as tensor rank 1 of 2",
     ]
     data = bestiary.resolve("deepseek-v3-nano", set={"parallelism.use": "fsdp", "parallelism.dp": 2, "parallelism.tp": 2})
-    assert data.parallelism.build(data.site).describe(data, 2) == "tensor rank 0 of 2 with part 1 of 2 of every layer"
+    assert data.parallelism.build(data.site).describe(data, 2) == "part 1 of 2 of every layer, as tensor rank 0 of 2"

@@ -89,6 +89,18 @@ def test_tensor_parallelism_cuts_what_components_say_may_be_cut():
     assert one.parameters - two.parameters == cut // 2
 
 
+def test_tensor_ranks_share_what_heads_and_hidden_layers_keep_and_routed_rows_where_experts_are_spread():
+    llama = bestiary.resolve("llama-3.1-8b")
+    one, two = (plan(llama, gpus=2, layout=f"tp={tp}", recompute="none").worst.memory.activations for tp in (1, 2))
+    kept = 2 * 4096 + 2 * 1024 + 3 * 14336  # queries and what attention gives, keys, values, three hidden layers
+    assert one - two == 4096 * 32 * 2 * kept / 2
+    alike, dealt = (plan(MINI, gpus=2, layout=f"tp=2,ep={ep}", recompute="none").worst.memory.activations for ep in (1, 2))
+    assert alike > dealt
+    whole, part = (plan(MINI, gpus=2, layout=f"tp={tp}").worst.memory.activations for tp in (1, 2))
+    inputs = sum(1 for _ in MINI.layers) * MINI.model.hidden_size * 2 * min(4096, MINI.model.max_position_embeddings)
+    assert inputs < part < whole, "the inputs of blocks lie on every tensor rank"
+
+
 def test_activations_grow_with_micro_batch_and_sequence_and_stop_growing_when_the_pipeline_is_full():
     base = plan(MINI, gpus=4, layout="pp=4", recompute="none").ranks[0].memory.activations
     assert plan(MINI, gpus=4, layout="pp=4", recompute="none", micro_batch=3).ranks[0].memory.activations == 3 * base

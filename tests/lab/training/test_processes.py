@@ -19,6 +19,7 @@ SHORT = ["train.steps=6", "train.batch_size=8", "log.eval_every=3", "checkpoint.
 SHORT += ["data.sequence_length=64", "data.eval_tokens=2048", "train.peak_flops=1e11"]
 FOUR = [f"set.parallelism.{row}" for row in ("use=dualpipe-v", "pp=2", "dp=2", "ep=2", "micro_batches=4")]
 TWO = [f"set.parallelism.{row}" for row in ("use=fsdp", "dp=2", "ep=2", "micro_batches=4")]
+TENSOR = [f"set.parallelism.{row}" for row in ("use=dualpipe-v", "pp=2", "tp=2", "ep=2", "micro_batches=8")]
 ONE = ["set.parallelism.micro_batches=8"]
 
 
@@ -65,9 +66,11 @@ def rank_of(out: Path, rank: int) -> int:
     raise AssertionError(f"no rank {rank} of {out}")
 
 
-def killed_after(out: Path, step: int, *options: str, number: int = signal.SIGKILL) -> tuple[subprocess.CompletedProcess[str], float]:
+def killed_after(
+    out: Path, step: int, *options: str, changes: list[str] = FOUR, number: int = signal.SIGKILL
+) -> tuple[subprocess.CompletedProcess[str], float]:
     """A run whose rank 2 gets a signal after a step, and the seconds until all is over."""
-    started = subprocess.Popen(command(out, FOUR, "--nproc", "4", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(command(out, changes, "--nproc", "4", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or f'"step": {step},' not in (out / "metrics.jsonl").read_text():
         assert time.monotonic() < until and started.poll() is None
@@ -96,6 +99,15 @@ def test_a_killed_rank_is_named_and_fewer_processes_go_on(alone, tmp_path):
     assert "rank 2, which has stage 1 (layer 2) and stage 2 (layer 3) of dualpipe-v, was ended by SIGKILL" in told
     assert "goes on from the last complete checkpoint" in told
     assert "goes on after step 2 of 6" in trained(out, TWO, "--nproc", "2").stderr
+    same(curve(out), curve(alone))
+
+
+def test_one_process_goes_on_with_what_tensor_ranks_began(alone, tmp_path):
+    out = tmp_path / "run"
+    done, _ = killed_after(out, 3, changes=TENSOR)
+    told = " ".join(done.stderr.split())
+    assert "rank 2, which has stage 1 (layer 2) and stage 2 (layer 3) of dualpipe-v, as tensor rank 0 of 2, was ended by SIGKILL" in told
+    assert "goes on after step 2 of 6" in trained(out, ONE).stderr
     same(curve(out), curve(alone))
 
 

@@ -36,6 +36,17 @@ def test_every_rank_holds_what_the_plan_counts(world, pipeline):
     assert all(layer.weight.shape[0] == 4 for name, layer in model.named_modules() if name.endswith(".experts.down_proj"))
 
 
+@pytest.mark.parametrize("pipeline", [0, 15])
+def test_tensor_ranks_hold_what_the_plan_counts(world, pipeline):
+    world(pipeline * 128 + 77)
+    layout = LAYOUT | {"use": "dualpipe-v", "dp": 32, "tp": 4}
+    model = bestiary.create_model("deepseek-v3", set={f"parallelism.{name}": value for name, value in layout.items()}, device="meta")
+    planned = plan(model.manifest, gpus=2048, layout="pp=16,tp=4,ep=64,zero=1", schedule="dualpipe-v").ranks[pipeline]
+    assert sum(tensor.numel() for tensor in model.state_dict().values()) == planned.parameters
+    attention = next(layer.self_attn for layer in model.model.layers if hasattr(layer, "self_attn"))
+    assert attention.heads == 32 and attention.o_proj.weight.shape == (7168, 32 * 128)
+
+
 def test_a_step_of_the_published_size_is_predicted():
     """62.9M tokens a step, as the technical report says; all numbers follow from FLOPs, the rate and the schedule."""
     manifest = bestiary.resolve("deepseek-v3")
@@ -57,5 +68,11 @@ def test_communication_follows_from_the_layout():
     two = predict(manifest, layout=Layout(pp=16, dp=128, ep=2), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
     assert two.expert_bytes == 4 * 2 * 8 * 7168 * 0.5 * 4096 * 32 * 4, "four ways, bf16, eight copies, half of them elsewhere, four layers"
     assert two.stage_bytes == 2 * 2 * 7168 * 4096 * 32
+    assert one.tensor_bytes == two.tensor_bytes == 0
+    cut = predict(manifest, layout=Layout(pp=16, tp=4, dp=32, ep=2), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
+    assert cut.expert_bytes == two.expert_bytes / 4, "each tensor rank sends a part of the rows that they all have"
+    assert cut.tensor_bytes == 4 * 2 * 7168 * 4 * 2 * 3 / 4 * 4096 * 32, "four sums, bf16, four layers, three quarters out and back"
+    assert cut.flops == two.flops / 4, "as many tokens on each of a quarter of the data ranks"
+    assert two.seconds / 4 < cut.seconds < two.seconds, "latents and heads are computed on every tensor rank"
     with pytest.raises(BestiaryError, match="needs 32 micro-batches at least"):
         predict(manifest, layout=Layout(pp=16, dp=128), schedule="dualpipe", micro_batches=8, length=4096, rate=1e14)
