@@ -104,9 +104,9 @@ def tensor_misfits(manifest: Manifest, tp: int) -> Iterator[str]:
 
 
 def _fits(weight: Weight, tp: int, tile: int) -> bool:
-    """Whether parts are whole units and whole tiles; a matrix that is in one piece may have any size."""
-    size = weight.shape[weight.cut_dim]
-    return size // weight.unit % tp == 0 and (tp == 1 or weight.role == "bias" or size // tp % tile == 0)
+    """Whether parts are whole units, and of quantised matrices whole tiles; one that is in one piece may have any size."""
+    size, quantised = weight.shape[weight.cut_dim], weight.role == "linear" and tp > 1
+    return size // weight.unit % tp == 0 and (not quantised or size // tp % tile == 0)
 
 
 def divisors(of: int) -> list[int]:

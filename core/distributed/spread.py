@@ -81,8 +81,8 @@ class Spread:
             copy: whether other data ranks hold the same of everything but experts, and count it.
         """
         for name, _ in model.named_parameters():
-            whole = name not in model.cuts
-            if self.mesh.replica if shares_experts(model, name) else copy or (whole and self.mesh.tensor):
+            alike = self.mesh.replica > 0 if shares_experts(model, name) else copy or (name not in model.cuts and self.mesh.tensor > 0)
+            if alike:
                 self.owned[name] = False
 
     def whole_loss(

@@ -49,7 +49,7 @@ class TensorRanks:
         return rows[start:stop]
 
     def deal_counts(self, counts: Tensor) -> Tensor:
-        """`[E]` of all rows, sorted by expert, to `[E]` of those that `deal` leaves to this rank."""
+        """`[E]` rows for each expert, or for whatever they are sorted by, to those among them that `deal` leaves to this rank."""
         if self.size == 1:
             return counts
         start, stop = self._range(int(counts.sum()))
