@@ -24,6 +24,7 @@ from .layers.cross_entropy import summed_cross_entropy
 from .layers.norm import RMSNorm
 
 if TYPE_CHECKING:
+    from .blocks import Blocks
     from .component import Part
     from .distributed.cuts import Cut
     from .manifest import Manifest
@@ -111,6 +112,8 @@ class CausalLM(nn.Module):
         """What placed this model, and takes its steps."""
         self.cuts: dict[str, Cut] = {}
         """Parameters of which this rank holds a part, by name."""
+        self.blocks: dict[str, Blocks] = {}
+        """Parameters that are kept in FP8 blocks, by name; their factors are the parameters with `_scale_inv` behind it."""
 
     def forward(
         self, input_ids: Tensor, *, cache: Cache | None = None, positions: Tensor | None = None, segments: Tensor | None = None

@@ -7,6 +7,11 @@ number of E4M3). Where s is rounded up to a power of two (UE8M0, as in DeepSeek-
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +21,11 @@ AMAX_FLOOR = 1e-4
 """Least amax of a block, so that blocks of zeros have a factor too."""
 
 Block = tuple[int, int]
+Index = tuple[int | slice, ...]
+"""A region of a parameter; dimensions that are missing at the end are whole."""
+
+STRIP = 1 << 18
+"""Numbers that are decoded together where a matrix is decoded for one product: few calls, and little memory beside the result."""
 
 
 def quantise_blocks(weight: Tensor, block: Block = (128, 128), *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
@@ -49,8 +59,66 @@ def dequantise_blocks(codes: Tensor, scale: Tensor, block: Block = (128, 128), d
         dtype: of the result.
     """
     rows, columns = codes.shape[-2:]
-    spread = scale.float().repeat_interleave(block[0], -2)[..., :rows, :].repeat_interleave(block[1], -1)[..., :columns]
-    return decode_e4m3(codes).mul_(spread).to(dtype)
+    numbers, whole = decode_e4m3(codes), rows // block[0]
+    spread = scale.float().repeat_interleave(block[1], -1)[..., :columns]
+    numbers[..., : whole * block[0], :].unflatten(-2, (whole, block[0])).mul_(spread[..., :whole, None, :])
+    numbers[..., whole * block[0] :, :].mul_(spread[..., whole:, :])
+    return numbers.to(dtype)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a parameter is kept in FP8: a matrix or a stack `[..., R, C]` of them, each of parts one below the other.
+
+    Parts are tensors of their own in a checkpoint (`gate_proj` above `up_proj`), so that blocks begin anew at each.
+    """
+
+    block: Block
+    heights: tuple[int, ...]
+    """Rows of each part; their sum is R."""
+
+    def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the factors of `shape` `[..., R, C]`: those of each part one below the other."""
+        *lead, _, columns = shape
+        return (*lead, self._factors(len(self.heights)), math.ceil(columns / self.block[1]))
+
+    def scale_region(self, region: Index, shape: tuple[int, ...]) -> Index | None:
+        """Where the factors of a region of a parameter of `shape` lie; None where its rows do not begin and end with blocks."""
+        if len(region) < len(shape) - 1:
+            return region
+        rows = region[-1] if isinstance(region[-1], slice) else slice(region[-1], region[-1] + 1)
+        start, stop, _ = rows.indices(shape[-2])
+        for part, end in enumerate(accumulate(self.heights)):
+            first, last = start - end + self.heights[part], stop - end + self.heights[part]
+            if start < end:
+                fits = first % self.block[0] == 0 and (stop == end or (stop < end and last % self.block[0] == 0))
+                before = self._factors(part)
+                factors = slice(before + first // self.block[0], before + math.ceil(last / self.block[0]))
+                return (*region[:-1], factors) if fits else None
+        return None
+
+    def numbers(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        """The matrices `[..., R, C]` in `dtype`, rounded once from fp32; memory beside them stays small."""
+        out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        width = codes.numel() // max(1, codes.shape[-2])
+        for rows, factors in self._strips(max(1, STRIP // max(1, self.block[0] * width))):
+            out[..., rows, :] = dequantise_blocks(codes[..., rows, :], scale[..., factors, :], self.block, dtype)
+        return out
+
+    def _strips(self, many: int) -> Iterator[tuple[slice, slice]]:
+        """Rows that are `many` blocks high, or less where a part ends, and the rows of their factors."""
+        row = factor = 0
+        for height in self.heights:
+            for first in range(0, height, many * self.block[0]):
+                size = min(many * self.block[0], height - first)
+                blocks = math.ceil(size / self.block[0])
+                yield slice(row + first, row + first + size), slice(factor, factor + blocks)
+                factor += blocks
+            row += height
+
+    def _factors(self, parts: int) -> int:
+        """Rows of factors of the first parts."""
+        return sum(math.ceil(height / self.block[0]) for height in self.heights[:parts])
 
 
 def decode_e4m3(codes: Tensor) -> Tensor:

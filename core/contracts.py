@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .backbone import CausalLM
+    from .blocks import Blocks
     from .cache import LayerCache
     from .manifest import Manifest
     from .site import Site
@@ -175,8 +176,20 @@ class GroupedLayer(_Saving):
         """Offers other code for plain products; a layer whose products are of another kind keeps its own."""
 
 
+class HoldsBlocks(Protocol):
+    """A layer that can compute from FP8 blocks as a checkpoint has them."""
+
+    def hold(self, blocks: Blocks) -> None:
+        """From now on its `weight` is e4m3 codes, and `weight_scale_inv` their factors; neither is trained."""
+        ...
+
+
 class Precision(Protocol):
-    """Makes the matrices of a model and says how they are stored and computed with."""
+    """Makes the matrices of a model and says how they are stored and computed with.
+
+    One whose linear and grouped layers, once it is cast, are `HoldsBlocks` says `holds_blocks = True`: loading then keeps a
+    checkpoint's FP8 blocks as they are.
+    """
 
     compute_dtype: torch.dtype
     """Dtype of activations."""

@@ -22,6 +22,14 @@ FP8 = "F8_E4M3"
 
 
 @cache
+def stored_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a safetensors name in which its bytes are what they are, FP8 included."""
+    import torch
+
+    return torch.float8_e4m3fn if name == FP8 else getattr(torch, FLOATS[name])
+
+
+@cache
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a safetensors name; FP8 gives the format in which its numbers come out, bf16."""
     import torch

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..core.errors import BestiaryError
 from .dequantise import check_scales, dequantise, spread_columns
-from .dtypes import FLOATS
+from .dtypes import FLOATS, stored_dtype
 from .header import AGAIN, Stored
 from .plan import Read
 
@@ -76,7 +76,7 @@ def fill(
         try:
             straight: list[Straight] = []
             for read in batch:
-                plain = read.op == "copy" and read.columns is None and read.target in memory
+                plain = read.op in ("copy", "keep") and read.columns is None and read.target in memory
                 span = _span(parameters[read.target], read.region) if plain else None
                 if span is None:
                     worker.read(read, parameters[read.target].detach()[read.region])
@@ -220,7 +220,7 @@ class _Reader:
         return self._buffer[:nbytes]
 
     def _through_buffer(self, source: Stored, out: Tensor) -> None:
-        dtype = getattr(torch, FLOATS[source.dtype])
+        dtype = stored_dtype(source.dtype)
         start = 0
         for piece in _pieces(out, BUFFER // dtype.itemsize):
             scratch = self._scratch(piece.numel() * dtype.itemsize)

@@ -51,7 +51,8 @@ def load(
         reference: a folder in the Hub's layout (`config.json` or `bestiary.json`, and safetensors), `organisation/name[@revision]`,
             `file:path[@revision]`, or an opened repository.
         dtype: of parameters and activations; None keeps each parameter as stored, with bf16 for FP8 blocks. Selection
-            biases stay at least fp32.
+            biases stay at least fp32. Under a precision component that computes from FP8 blocks (`precision.use = "fp8"`) these
+            stay as stored in any case.
         device: where it goes; the CPU by default.
         set: changes to the manifest, e.g. `{"block.attention.use": "gqa"}`.
         init: what gets fresh weights instead of stored ones: parts of the manifest (`"block.attention"`, `"objective.mtp"`) or
@@ -70,6 +71,7 @@ def load(
     from ..core.assemble import assemble, state
     from ..core.distributed import world
     from .hub_model import HubModel
+    from .kept import keep_blocks
 
     started = time.perf_counter()
     folder, name = _folder(reference, progress)
@@ -81,6 +83,8 @@ def load(
     surgery = plan_surgery(manifest, stored_as, convert)
     plan = make_plan(manifest, checkpoint, stored_as=stored_as, dtype=dtype, init=(*init, *surgery.names))
     model = assemble(manifest, device="meta", dtype=plan.compute_dtype, kind=HubModel, place=not world.active())
+    if not (world.active() or model.cuts):
+        keep_blocks(model, plan)
     _fill(model, plan, device, seed, threads, reader, progress)
     converted = operate(surgery, checkpoint, state(model), plan, threads=threads) if convert else ()
     model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
@@ -165,6 +169,7 @@ def _fill(
     from ..core.assemble import allocate, initialise, state
     from ..core.table import own_entries
     from .fill import fill
+    from .kept import check_factors
 
     for name, tensor in state(model).items():
         tensor.data = tensor.data.to(plan.dtypes[name])
@@ -172,6 +177,7 @@ def _fill(
     with byte_bar("loading", plan.nbytes, progress) as advance:
         _check_tied(plan, advance)
         fill(plan.reads, state(model), threads=threads, reader=reader, advance=advance)
+    check_factors(plan, state(model))
     if plan.initialised:
         initialise(model, seed=seed, only=plan.initialised)
 

@@ -40,7 +40,8 @@ class Read:
     source: Stored
     target: str
     region: tuple[int | slice, ...]
-    op: Literal["copy", "cast", "dequantise"]
+    op: Literal["copy", "cast", "dequantise", "keep"]
+    """`keep` is of FP8 codes, and of their factors, that stay as they are."""
     scale: Stored | None = None
     block: Block = (1, 1)
     skip: int = 0
@@ -184,10 +185,15 @@ class _Planner:
         for name, stored in list(self.unused.items()):
             if name.endswith(IGNORABLE):
                 self._skip(name, "follows from the config")
-            elif name in known or name.removesuffix(SCALE) in known:
+            elif name in known or (name.removesuffix(SCALE) in known and self._has_weight(name)):
                 self._skip(name, "left out, as `set` asks" if self.regions is None else "for other ranks")
             else:
                 self.findings.unexpected(stored)
+
+    def _has_weight(self, scale: str) -> bool:
+        """Whether scales belong to FP8 codes; those of a rank's neighbours may be in files that are not there."""
+        weight = self.tensors.get(scale.removesuffix(SCALE))
+        return weight.dtype == FP8 if weight else self.regions is not None
 
     def choose_dtypes(self) -> None:
         """Gives every parameter its dtype, and every read the operation that follows from it."""

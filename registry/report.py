@@ -24,7 +24,7 @@ class LoadReport:
 
     folder: Path
     taken: tuple[Read, ...]
-    """Every tensor that was read; its `op` says whether as stored, in another dtype, or from FP8 blocks."""
+    """Every tensor that was read; its `op` says whether as stored, in another dtype, or from FP8 blocks; `keep` is of blocks that stay."""
     dtypes: dict[str, torch.dtype]
     """Of every parameter and persistent buffer, after loading."""
     duplicates: tuple[tuple[Stored, str], ...]
@@ -44,7 +44,7 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{self.folder}: {len(self.taken):,} tensors, {self.nbytes:,} bytes in {self.seconds:.2f} s"]
         for (op, stored, kept), (count, nbytes) in self._operations().items():
-            change = f" to {kept}" if stored != kept else ""
+            change = f" to {kept}" if stored != kept and op != "keep" else ""
             lines.append(f"  {op:<12}{count:>7,} tensors {nbytes:>17,} bytes  {stored}{change}")
         lines += _listed("duplicate", [f"{stored.name} = {original}" for stored, original in self.duplicates])
         lines += _listed("skipped", [f"{skip.source.name}: {skip.why}" for skip in self.skipped])

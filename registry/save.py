@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..core.backbone import CausalLM
+    from ..core.blocks import Block
     from .shards import Shards
 
 GENERATION = "generation_config.json"
@@ -53,10 +54,11 @@ def save(model: CausalLM, folder: str | Path, *, max_shard_size: int | str = "4G
         model: on any device.
         folder: is created, or replaced if it holds a checkpoint; its other files (tokenizer, card) are kept.
         max_shard_size: bytes of one file, or a text like `"4GB"`; a single larger tensor gets a file of its own.
-        dtype: what to save in; None keeps each parameter's own. Selection biases stay at least fp32.
+        dtype: what to save in; None keeps each parameter's own, codes and factors of FP8 blocks included. Selection biases
+            stay at least fp32.
 
     Raises:
-        BestiaryError: the folder holds something that is no checkpoint, or is a file.
+        BestiaryError: the folder holds something that is no checkpoint, or is a file; or only some matrices are FP8 blocks.
     """
     from .shards import Shards
 
@@ -85,7 +87,7 @@ class Documents:
 
 def documents(manifest: Manifest, shards: Shards) -> Documents:
     """What is written beside the files of `shards`."""
-    hub = replace_hub(manifest, dtype=config_name(shards.dtype))
+    hub = replace_hub(manifest, dtype=config_name(shards.dtype), block=shards.block)
     expressed = config_from_manifest(hub)
     files = {RECORD: _json(record(hub, source=working_tree(Path.cwd())))}
     if shards.index:
@@ -97,9 +99,9 @@ def documents(manifest: Manifest, shards: Shards) -> Documents:
     return Documents(hub, files, expressed.reason)
 
 
-def replace_hub(manifest: Manifest, *, dtype: str) -> Manifest:
-    """The manifest of weights stored plainly in `dtype`, whatever the published ones are stored in."""
-    return replace(manifest, hub=manifest.hub.model_copy(update={"dtype": dtype, "weight_block_size": None}))
+def replace_hub(manifest: Manifest, *, dtype: str, block: Block | None) -> Manifest:
+    """The manifest of weights stored in `dtype`, and in FP8 blocks of `block`, whatever the published ones are stored in."""
+    return replace(manifest, hub=manifest.hub.model_copy(update={"dtype": dtype, "weight_block_size": block}))
 
 
 def _special_tokens(manifest: Manifest) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,11 @@ import torch
 from torch import Tensor
 
 from ..core.assemble import state
-from ..core.table import entries
-from .layout import original
+from ..core.blocks import Block, Blocks
+from ..core.errors import BestiaryError
+from ..core.table import entries, own_entries
+from ..core.weights import Entry
+from .layout import QUANTISED, SCALE, original
 
 if TYPE_CHECKING:
     from ..core.backbone import CausalLM
@@ -28,10 +32,13 @@ class Slice:
     dtype: torch.dtype
     copied: bool
     """Whether the Hub stores the same numbers twice."""
+    decode: Callable[[Tensor], Tensor] | None = None
+    """Makes numbers of a region of FP8 codes that are not to be saved as such."""
 
     def tensor(self) -> Tensor:
         """Its numbers on the CPU, sharing memory with the model where nothing has to be converted."""
-        found = self.parameter.detach()[self.region].to("cpu", self.dtype).contiguous()
+        region = self.parameter.detach()[self.region]
+        found = (self.decode(region) if self.decode else region).to("cpu", self.dtype).contiguous()
         return found.clone() if self.copied else found
 
     def outline(self) -> Tensor:
@@ -55,8 +62,10 @@ class Shards:
         """The content of the index; None when there is a single file."""
         if split.is_sharded:
             self.index = {"metadata": {"total_size": self.nbytes}, "weight_map": split.tensor_to_filename}
+        self.block = _block(model) if dtype is None else None
+        """Rows and columns of the FP8 blocks that are written; None when there are none."""
         self.dtype = _most(outlines)
-        """The dtype of most numbers."""
+        """The dtype of most numbers that are not FP8 blocks."""
 
     def write(self, name: str, path: Path) -> None:
         """Writes one file."""
@@ -68,6 +77,9 @@ class Shards:
 def _slices(model: CausalLM, dtype: torch.dtype | None) -> Iterator[tuple[str, Slice]]:
     tensors, manifest = state(model), model.manifest
     for entry in entries(manifest):
+        if entry.name in model.blocks:
+            yield from _held(entry, model.blocks[entry.name], tensors, dtype)
+            continue
         copied = bool(entry.weight.duplicate_of)
         parameter = tensors[original(entry, manifest) if copied else entry.name]
         kept = dtype or parameter.dtype
@@ -77,8 +89,39 @@ def _slices(model: CausalLM, dtype: torch.dtype | None) -> Iterator[tuple[str, S
             yield piece.hub, Slice(parameter, piece.region, kept, copied)
 
 
+def _held(entry: Entry, blocks: Blocks, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, Slice]]:
+    """The tensors of a parameter in FP8 blocks: codes and factors as they are, or numbers. Its layout is the first that cuts no block."""
+    codes, factors, shape = tensors[entry.name], tensors[entry.name + SCALE], entry.weight.shape
+    layouts = [[(piece, blocks.scale_region(piece.region, shape)) for piece in layout] for layout in entry.layouts()]
+    for piece, region in next(layout for layout in layouts if all(region is not None for _, region in layout)):
+        assert region is not None
+        if dtype is None:
+            yield piece.hub, Slice(codes, piece.region, codes.dtype, copied=False)
+            yield piece.hub + SCALE, Slice(factors, region, factors.dtype, copied=False)
+            continue
+        how = blocks if len(piece.region) < len(shape) - 1 else Blocks(blocks.block, (piece.shape[-2],))
+        yield piece.hub, Slice(codes, piece.region, dtype, False, partial(how.numbers, scale=factors.detach()[region], dtype=dtype))
+
+
+def _block(model: CausalLM) -> Block | None:
+    """The size of the FP8 blocks that a model is kept in.
+
+    Raises:
+        BestiaryError: some of its matrices are not FP8, and a checkpoint of FP8 blocks says that all are.
+    """
+    if not model.blocks:
+        return None
+    matrices = (entry.name for entry in own_entries(model.manifest).values() if entry.weight.role in QUANTISED)
+    plain = [name for name in matrices if name not in model.blocks]
+    if plain:
+        fact = f"{len(plain):,} matrices are not FP8, such as {plain[0]}, and the others are."
+        raise BestiaryError(f"save: {fact} Save plain numbers with dtype=torch.bfloat16; `bestiary convert --to fp8` makes blocks of all.")
+    return next(iter(model.blocks.values())).block
+
+
 def _most(outlines: dict[str, Tensor]) -> torch.dtype:
     counts: Counter[torch.dtype] = Counter()
-    for outline in outlines.values():
-        counts[outline.dtype] += outline.numel()
+    for name, outline in outlines.items():
+        if not (outline.dtype == torch.float8_e4m3fn or name.endswith(SCALE)):
+            counts[outline.dtype] += outline.numel()
     return counts.most_common(1)[0][0]

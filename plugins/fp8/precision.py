@@ -11,6 +11,7 @@ from .grouped import FP8GroupedLinear
 from .linear import FP8Linear
 from .options import FP8Options
 from .recipe import Recipe
+from .storage import HeldGrouped, HeldLinear
 
 
 class FP8:
@@ -38,18 +39,20 @@ class FP8:
 
 
 class Plain:
-    """Layers that store and compute in one dtype; selection biases keep fp32."""
+    """Layers that store and compute in one dtype, or hold a checkpoint's FP8 blocks; selection biases keep fp32."""
+
+    holds_blocks = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.compute_dtype = dtype
 
     def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
         """A layer that computes in the dtype of its input."""
-        return Linear(d_in, d_out, bias=bias)
+        return HeldLinear(d_in, d_out, bias=bias) if role == "linear" else Linear(d_in, d_out, bias=bias)
 
     def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:
         """Stacked layers that compute in the dtype of their input."""
-        return GroupedLinear(experts, d_in, d_out)
+        return HeldGrouped(experts, d_in, d_out)
 
     def storage_dtype(self, role: Role) -> torch.dtype:
         """The dtype, and at least fp32 for selection biases."""

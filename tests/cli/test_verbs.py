@@ -170,6 +170,14 @@ def test_generate_with_drafts_writes_the_same_text_and_says_what_was_accepted(tr
     assert code == 1 and "Did you mean 'mtp'?" in err
 
 
+def test_generate_from_fp8_blocks_writes_the_text_of_the_decoded_weights(trained):
+    folder, _ = trained
+    assert bestiary("convert", "run/model", "blocks", "--to", "fp8", cwd=folder)[0] == 0
+    arguments = ("generate", "blocks", "-p", "the quick", "--max-new-tokens", "12", "--set")
+    texts = [bestiary(*arguments, f"precision.use={use}", cwd=folder, BESTIARY_NATIVE="0") for use in ("fp8", "bf16")]
+    assert texts[0] == texts[1] and texts[0][0] == 0 and texts[0][1].strip()
+
+
 def test_show_and_validate_read_a_trained_folder(trained):
     folder, _ = trained
     code, out, err = bestiary("show", "run/model", "--json", cwd=folder)
