@@ -67,10 +67,15 @@ def show(
     if json:
         stored = {"tensors": len(tensors), "bytes": sum(tensor.nbytes for tensor in tensors)}
         table = {"name": manifest.name, "digest": manifest.digest, **figures.table(), "published": stored, "manifest": manifest.table()}
+        here = {path: said for path, part in manifest.parts() if (said := dict(part.describe()))}
+        table |= {"here": here} if here else {}
         print_json(table | ({"stored": asdict(found)} if found else {}))
         return
     out.print(f"[bold]{manifest.name}[/]  {manifest.description}\n")
     print_rows("", ["slot", "component", "options"], _parts(manifest))
+    for path, part in manifest.parts():
+        if said := part.here():
+            out.print(f"{path} here: {said}\n", soft_wrap=True)
     rows = _figures(figures, tensors)
     if found:
         commit = f" at commit {found.commit[:12]}" if found.commit else ""

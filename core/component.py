@@ -23,7 +23,7 @@ A complete plugin, one file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -120,6 +120,10 @@ def _native_storage(options: Any) -> Storage:
     return Storage()
 
 
+def _nothing_to_say(options: Any) -> Mapping[str, str]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Component(Generic[T]):
     """One choice for one slot."""
@@ -138,6 +142,8 @@ class Component(Generic[T]):
     """Parallelism components only: what keeps a model from being spread as the options say, as sentences; runs after every `check`."""
     storage: Callable[[Any], Storage] = _native_storage
     """Precision components only: how many bytes a number takes."""
+    describe: Callable[[Any], Mapping[str, str]] = _nothing_to_say
+    """What these options come to on the machine at hand, such as which kernels compute and why, for people; never raises."""
     adjustable: tuple[str, ...] = ()
     """Numeric options that may change while training; what is built offers `adjust(option, value)`. A sub-slot's are its own."""
     methods: tuple[str, ...] = ()
@@ -173,6 +179,13 @@ class Part(Generic[T]):
 
     def storage(self) -> Storage:
         return self.component.storage(self.options)
+
+    def describe(self) -> Mapping[str, str]:
+        return self.component.describe(self.options)
+
+    def here(self) -> str:
+        """`describe` in a line."""
+        return ", ".join(f"{key} {said}" for key, said in self.describe().items())
 
     def check(self, site: Site) -> list[str]:
         return list(self.component.check(self.options, site))

@@ -134,7 +134,7 @@ def load_for_training(
     model = assemble(manifest, device="meta", kind=HubModel, place=not world.active())
     _fill(model, plan, device, seed, None, "pread", progress)
     converted = operate(surgery, checkpoint, state(model), plan, threads=None) if convert else ()
-    model.load_report = make_report(folder, plan, time.perf_counter() - started, converted)
+    model.load_report = make_report(folder, plan, time.perf_counter() - started, converted, manifest.precision.describe())
     return model.train()
 
 

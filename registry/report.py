@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ class LoadReport:
     converted: tuple[Converted, ...]
     """Parameters that weight surgery made from those of another component, with what was lost."""
     seconds: float
+    here: Mapping[str, str] = field(default_factory=dict)
+    """What the precision component comes to on this machine, such as which kernels compute, where the model trains."""
 
     @property
     def nbytes(self) -> int:
@@ -46,6 +48,7 @@ class LoadReport:
         for (op, stored, kept), (count, nbytes) in self._operations().items():
             change = f" to {kept}" if stored != kept and op != "keep" else ""
             lines.append(f"  {op:<12}{count:>7,} tensors {nbytes:>17,} bytes  {stored}{change}")
+        lines += [f"  {key:<12}{said}" for key, said in self.here.items()]
         lines += _listed("duplicate", [f"{stored.name} = {original}" for stored, original in self.duplicates])
         lines += _listed("skipped", [f"{skip.source.name}: {skip.why}" for skip in self.skipped])
         lines += _listed("converted", [f"{one.name}: {one.rule}, error {one.error:.3g}" for one in self.converted])
@@ -63,10 +66,12 @@ class LoadReport:
         return {key: (count, sizes[key]) for key, count in counts.items()}
 
 
-def make_report(folder: Path, plan: Plan, seconds: float, converted: Sequence[Converted] = ()) -> LoadReport:
+def make_report(
+    folder: Path, plan: Plan, seconds: float, converted: Sequence[Converted] = (), here: Mapping[str, str] | None = None
+) -> LoadReport:
     """The report of a plan that was carried out."""
-    skipped, initialised = tuple(plan.skipped), tuple(plan.initialised)
-    return LoadReport(folder, tuple(plan.reads), plan.dtypes, tuple(plan.duplicates), skipped, initialised, tuple(converted), seconds)
+    duplicates, skipped, initialised = tuple(plan.duplicates), tuple(plan.skipped), tuple(plan.initialised)
+    return LoadReport(folder, tuple(plan.reads), plan.dtypes, duplicates, skipped, initialised, tuple(converted), seconds, here or {})
 
 
 def _listed(title: str, lines: list[str], shown: int = 8) -> list[str]:

@@ -73,6 +73,8 @@ def _train(
     step = run.prepare(resume=resume, overwrite=overwrite)
     if step and progress:
         console.print(f"{folder}: goes on after step {step} of {recipe.steps}", soft_wrap=True, highlight=False)
+    if progress and (here := manifest.precision.here()):
+        console.print(f"precision {manifest.precision.use} here: {here}", soft_wrap=True, highlight=False)
     with Interrupt() as interrupt, Display(folder.name, recipe.steps, shown=progress) as display:
         run.go(interrupt, display)
     return run.finish()

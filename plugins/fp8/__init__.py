@@ -17,5 +17,6 @@ def bestiary_precision() -> Component:
         o.build_fp8,
         check=o.fp8_check,
         storage=o.fp8_storage,
+        describe=o.fp8_describe,
         summary="Products in FP8 with a factor per tile, fp32 sums; embedding, head, gate, norms and attention core as in bf16.",
     )

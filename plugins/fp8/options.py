@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -42,9 +42,14 @@ class FP8Options(Options):
     """What the backward pass keeps of a layer's input. FP8 codes are requantised along tokens there, as published."""
     saved_swiglu: Literal["fp8", "bf16"] = "fp8"
     """What the backward pass keeps of the inputs of SwiGLU, from which its gradients are computed: codes in 1x128 tiles, as published."""
-    backend: Literal["auto", "emulation", "triton"] = "auto"
-    """What multiplies: `emulation`, on any device, or `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above.
-    `auto` takes kernels where they were measured to be faster; until then that is nowhere."""
+    backend: Literal["auto", "emulation", "triton", "scaled_mm", "deepgemm"] = "auto"
+    """What multiplies: `emulation`, on any device; `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above; `scaled_mm`,
+    torch's own, on Hopper; `deepgemm`, the library, on Hopper and data-centre Blackwell. `auto` takes what was measured to be faster
+    on the device at hand; until then that is `emulation` everywhere."""
+
+
+LIBRARIES = ("scaled_mm", "deepgemm")
+"""Backends that multiply tiles of 1x128 with blocks of 128x128, or with each other, in E4M3, and nothing else."""
 
 
 def build_fp8(options: FP8Options, site: Site) -> FP8:
@@ -55,8 +60,20 @@ def build_fp8(options: FP8Options, site: Site) -> FP8:
 
 def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
     """What these options ask for that no backend does."""
-    if options.backend == "triton" and options.accumulation != "fp32":
+    if options.backend not in ("auto", "emulation") and options.accumulation != "fp32":
         yield f"accumulation = '{options.accumulation}' is a model of hardware that only backend = 'emulation' computes."
+    if options.backend in LIBRARIES:
+        said = {"activations": "tile", "gradients": "tile", "weights": "block", "gradient_format": "e4m3"}
+        for name, only in said.items():
+            if (value := getattr(options, name)) != only:
+                yield f"backend = '{options.backend}' has {name} = '{only}' only, not '{value}'. Set backend = 'emulation' or 'triton'."
+
+
+def fp8_describe(options: FP8Options) -> Mapping[str, str]:
+    """What multiplies on this machine, and why; or why it cannot."""
+    from .backends.select import described
+
+    return described(options)
 
 
 def fp8_storage(options: FP8Options) -> Storage:

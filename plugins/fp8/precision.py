@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from ...core.layers.grouped import GroupedLinear
@@ -18,8 +20,12 @@ class FP8:
     """Matrices of attention, dense layers and experts multiply in FP8; everything else is as in `bf16`."""
 
     def __init__(self, options: FP8Options) -> None:
-        self.compute_dtype = torch.bfloat16
-        self.recipe = Recipe(options)
+        self.compute_dtype, self.options = torch.bfloat16, options
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Of all layers; the backend is chosen when the first one is made."""
+        return Recipe(self.options)
 
     def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
         """An FP8 layer for the role `linear`; projections, gates and heads stay high."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from .backends import Backend, choose
+from .backends import Backend
+from .backends.select import choose
 from .options import TILE, FP8Options
 from .quantize import Quantised, Rule, Tile
 

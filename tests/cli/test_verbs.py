@@ -35,6 +35,14 @@ def test_show_as_a_table_names_parts_figures_and_digest():
     assert "gqa" in out and "sigmoid-group" in out and "digest" in out
 
 
+def test_show_says_what_multiplies_in_fp8_here():
+    arguments = ("show", "deepseek-v3-nano", "--set", "precision.use=fp8")
+    reason = "auto: no other backend was measured to be faster on a CPU"
+    assert f"precision here: backend emulation, reason {reason}" in bestiary(*arguments, CUDA_VISIBLE_DEVICES="")[1]
+    here = json.loads(bestiary(*arguments, "--json", CUDA_VISIBLE_DEVICES="")[1])["here"]
+    assert here == {"precision": {"backend": "emulation", "reason": reason}}
+
+
 @pytest.mark.parametrize("verb", ["show", "list", "explain", "validate", "diff", "plugins"])
 def test_verbs_that_look_do_not_import_torch(verb):
     arguments = {"list": [], "plugins": [], "diff": ["deepseek-v3", "deepseek-v2"]}.get(verb, ["deepseek-v3"])

@@ -127,6 +127,7 @@ def test_training_starts_from_decoded_masters(tmp_path: Path) -> None:
     manifest = bestiary.resolve(str(tmp_path / "fp8"), set=FP8)
     model = bestiary.registry.load.load_for_training(manifest, tmp_path / "fp8")
     assert {p.dtype for p in model.parameters()} == {torch.float32} and not model.blocks
+    assert "backend     emulation\n  reason      auto" in str(model.load_report)
 
 
 def test_fresh_and_converted_parts_are_plain_and_not_mixed_into_fp8(tmp_path: Path, ids: Tensor) -> None:

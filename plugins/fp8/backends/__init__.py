@@ -8,8 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ....core.errors import BestiaryError
-from ..options import FP8Options
 from ..quantize import Quantised, Rule, Tile
 
 
@@ -65,22 +63,3 @@ def one_by_one(backend: Backend, dy: AlongTokens, x: AlongTokens, sizes: list[in
             a, b = backend.quantise(left, dy.tile, dy.rule), backend.quantise(right, x.tile, x.rule)
             to.copy_(backend.product(a.T, b.T, torch.float32))
     return out
-
-
-def choose(options: FP8Options) -> Backend:
-    """The backend of these options, chosen once, when a model is built.
-
-    Raises:
-        BestiaryError: `triton` is asked for and not installed.
-    """
-    from .emulation import Emulation
-
-    if options.backend == "triton":
-        try:
-            from .kernels import Kernels
-        except ImportError as error:
-            remedy = "Install it with `pip install 'bestiary[gpu]'`, or set precision.backend = 'emulation'."
-            raise BestiaryError(f"precision.backend = 'triton': {error}. {remedy}") from error
-        return Kernels("asked for")
-    asked = options.backend == "emulation"
-    return Emulation(options.accumulation, "asked for" if asked else "no kernel was measured to be faster here")
