@@ -86,15 +86,17 @@ class Blocks:
         """Where the factors of a region of a parameter of `shape` lie; None where its rows do not begin and end with blocks."""
         if len(region) < len(shape) - 1:
             return region
-        rows = region[-1] if isinstance(region[-1], slice) else slice(region[-1], region[-1] + 1)
+        rows = region[-1]
+        assert isinstance(rows, slice)
         start, stop, _ = rows.indices(shape[-2])
         for part, end in enumerate(accumulate(self.heights)):
-            first, last = start - end + self.heights[part], stop - end + self.heights[part]
-            if start < end:
-                fits = first % self.block[0] == 0 and (stop == end or (stop < end and last % self.block[0] == 0))
-                before = self._factors(part)
-                factors = slice(before + first // self.block[0], before + math.ceil(last / self.block[0]))
-                return (*region[:-1], factors) if fits else None
+            if start >= end:
+                continue
+            first, last = (row - end + self.heights[part] for row in (start, stop))
+            if first % self.block[0] or stop > end or (stop < end and last % self.block[0]):
+                return None
+            before = self._factors(part)
+            return (*region[:-1], slice(before + first // self.block[0], before + math.ceil(last / self.block[0])))
         return None
 
     def numbers(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

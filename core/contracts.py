@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .manifest import Manifest
     from .site import Site
     from .weight_gradients import WeightGradients
-    from .weights import Role
+    from .weights import After, Role
 
 Shape = tuple[int, ...]
 
@@ -194,8 +194,8 @@ class Precision(Protocol):
     compute_dtype: torch.dtype
     """Dtype of activations."""
 
-    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> LinearLayer:
-        """A linear layer for this role."""
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False, after: After = "") -> LinearLayer:
+        """A linear layer for this role; `after` says what makes its input, where that is known."""
         ...
 
     def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLayer:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .component import Part
     from .contracts import GroupedLayer, LinearLayer, Precision
     from .layers.norm import RMSNorm
-    from .weights import Role
+    from .weights import After, Role
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,12 @@ class Site:
         """The same site in another layer."""
         return replace(self, layer=layer)
 
-    def linear(self, d_in: int, d_out: int, *, role: Role = "linear", bias: bool = False) -> LinearLayer:
-        """A linear layer `[..., d_in] -> [..., d_out]` as the precision component makes it."""
-        return self._maker().linear(d_in, d_out, role=role, bias=bias)
+    def linear(self, d_in: int, d_out: int, *, role: Role = "linear", bias: bool = False, after: After = "") -> LinearLayer:
+        """A linear layer `[..., d_in] -> [..., d_out]` as the precision component makes it.
+
+        An attention component says `after="attention"` of the projection that reads what its heads made.
+        """
+        return self._maker().linear(d_in, d_out, role=role, bias=bias, after=after)
 
     def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role = "expert") -> GroupedLayer:
         """Stacked linear layers, one per expert: rows sorted by expert, `[N, d_in] -> [N, d_out]`."""

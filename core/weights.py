@@ -18,6 +18,9 @@ Role = Literal["linear", "expert", "router", "projection", "norm", "bias", "embe
 low precision; `router`, `projection` (plain bf16 matrices such as MTP's), `norm`, `bias`, `embedding`
 and `head` stay high; `state` is not trained by gradient and always fp32."""
 
+After = Literal["", "attention"]
+"""What makes the input of a linear layer, where a precision component may treat it otherwise."""
+
 Shard = Literal["column", "row", "expert", "replicate"]
 """How tensor or expert parallelism may cut a tensor: along its outputs, its inputs, its experts, or not. Training cuts by columns and
 rows what stands in a module that offers `share_matrices`."""

@@ -64,9 +64,9 @@ def _blocks(shape: tuple[int, ...], reads: list[Read]) -> Blocks | None:
     if {read.op for read in reads} != {"dequantise"} or len({read.scale.dtype for read in reads if read.scale}) > 1:
         return None
     parts = sorted({_rows(read, shape) for read in reads})
-    whole = all(a[1] == b[0] for a, b in zip([(0, 0), *parts], [*parts, (shape[-2], 0)], strict=True))
+    touching = [0, *(stop for _, stop in parts)] == [*(start for start, _ in parts), shape[-2]]
     rows = sum(math.prod(read.source.shape[:-1]) for read in reads)
-    if not whole or rows != math.prod(shape[:-1]) or any(read.source.shape[-1] != shape[-1] for read in reads):
+    if not touching or rows != math.prod(shape[:-1]) or any(read.source.shape[-1] != shape[-1] for read in reads):
         return None
     return Blocks(reads[0].block, tuple(stop - start for start, stop in parts))
 

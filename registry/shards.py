@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.assemble import state
-from ..core.blocks import Block, Blocks
+from ..core.blocks import Block, Blocks, Index
 from ..core.errors import BestiaryError
 from ..core.table import entries, own_entries
 from ..core.weights import Entry
@@ -32,13 +32,13 @@ class Slice:
     dtype: torch.dtype
     copied: bool
     """Whether the Hub stores the same numbers twice."""
-    decode: Callable[[Tensor], Tensor] | None = None
-    """Makes numbers of a region of FP8 codes that are not to be saved as such."""
+    decode: Callable[[], Tensor] | None = None
+    """Makes its numbers where the parameter holds FP8 codes that are not to be saved as such."""
 
     def tensor(self) -> Tensor:
         """Its numbers on the CPU, sharing memory with the model where nothing has to be converted."""
-        region = self.parameter.detach()[self.region]
-        found = (self.decode(region) if self.decode else region).to("cpu", self.dtype).contiguous()
+        numbers = self.decode() if self.decode else self.parameter.detach()[self.region]
+        found = numbers.to("cpu", self.dtype).contiguous()
         return found.clone() if self.copied else found
 
     def outline(self) -> Tensor:
@@ -90,17 +90,22 @@ def _slices(model: CausalLM, dtype: torch.dtype | None) -> Iterator[tuple[str, S
 
 
 def _held(entry: Entry, blocks: Blocks, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[tuple[str, Slice]]:
-    """The tensors of a parameter in FP8 blocks: codes and factors as they are, or numbers. Its layout is the first that cuts no block."""
+    """The tensors of a parameter in FP8 blocks: codes and factors in the first layout that cuts no block, or numbers."""
     codes, factors, shape = tensors[entry.name], tensors[entry.name + SCALE], entry.weight.shape
-    layouts = [[(piece, blocks.scale_region(piece.region, shape)) for piece in layout] for layout in entry.layouts()]
+    if dtype is not None:
+        for piece in entry.pieces:
+            yield piece.hub, Slice(codes, piece.region, dtype, False, partial(_decoded, blocks, codes, factors, piece.region, dtype))
+        return
+    layouts = ([(piece, blocks.scale_region(piece.region, shape)) for piece in layout] for layout in entry.layouts())
     for piece, region in next(layout for layout in layouts if all(region is not None for _, region in layout)):
-        assert region is not None
-        if dtype is None:
-            yield piece.hub, Slice(codes, piece.region, codes.dtype, copied=False)
-            yield piece.hub + SCALE, Slice(factors, region, factors.dtype, copied=False)
-            continue
-        how = blocks if len(piece.region) < len(shape) - 1 else Blocks(blocks.block, (piece.shape[-2],))
-        yield piece.hub, Slice(codes, piece.region, dtype, False, partial(how.numbers, scale=factors.detach()[region], dtype=dtype))
+        yield piece.hub, Slice(codes, piece.region, codes.dtype, copied=False)
+        yield piece.hub + SCALE, Slice(factors, region or (), factors.dtype, copied=False)
+
+
+def _decoded(blocks: Blocks, codes: Tensor, factors: Tensor, region: Index, dtype: torch.dtype) -> Tensor:
+    """The numbers of a region, from the whole matrices in which it lies."""
+    lead, rows = region[: codes.ndim - 2], region[codes.ndim - 2 :]
+    return blocks.numbers(codes.detach()[lead], factors.detach()[lead], dtype)[rows]
 
 
 def _block(model: CausalLM) -> Block | None:

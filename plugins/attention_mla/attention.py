@@ -64,7 +64,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_a_proj_with_mqa = site.linear(d, self.latent + self.rope)
         self.kv_a_layernorm = site.norm(self.latent, eps=eps)
         self.kv_b_proj = site.linear(self.latent, self.heads * (self.nope + self.value))
-        self.o_proj = site.linear(self.heads * self.value, d)
+        self.o_proj = site.linear(self.heads * self.value, d, after="attention")
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.tensor_ranks.leave(self.o_proj(self._heads(x, context)))

@@ -30,7 +30,7 @@ class GroupedQueryAttention(nn.Module):
         self.q_proj = site.linear(d, self.heads * self.width, bias=options.qkv_bias)
         self.k_proj = site.linear(d, self.kv_heads * self.width, bias=options.qkv_bias)
         self.v_proj = site.linear(d, self.kv_heads * self.width, bias=options.qkv_bias)
-        self.o_proj = site.linear(self.heads * self.width, d, bias=options.o_bias)
+        self.o_proj = site.linear(self.heads * self.width, d, bias=options.o_bias, after="attention")
         self.q_norm = site.norm(self.width) if options.qk_norm else nn.Identity()
         self.k_norm = site.norm(self.width) if options.qk_norm else nn.Identity()
 

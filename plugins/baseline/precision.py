@@ -6,7 +6,7 @@ import torch
 
 from ...core.layers.grouped import GroupedLinear
 from ...core.layers.linear import Linear
-from ...core.weights import Role
+from ...core.weights import After, Role
 
 
 class Native:
@@ -15,7 +15,7 @@ class Native:
     def __init__(self, *, compute: torch.dtype, storage: torch.dtype) -> None:
         self.compute_dtype, self.storage = compute, storage
 
-    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False, after: After = "") -> Linear:
         return Linear(d_in, d_out, bias=bias)
 
     def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:

@@ -42,7 +42,7 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int], recipe: Recipe, store: WeightGradients | None) -> Tensor:
         rows, blocks = recipe.activation(x), recipe.weight(weight)
         ctx.recipe, ctx.store, ctx.weight, ctx.sizes = recipe, store, weight, sizes
-        keep(ctx, recipe, x, rows, blocks)
+        keep(ctx, recipe, x, rows, blocks, recipe.options.saved_input)
         return recipe.backend.grouped(rows, blocks, sizes, x.dtype)
 
     @staticmethod

@@ -8,7 +8,7 @@ import torch
 
 from ...core.layers.grouped import GroupedLinear
 from ...core.layers.linear import Linear
-from ...core.weights import Role
+from ...core.weights import After, Role
 from .grouped import FP8GroupedLinear
 from .linear import FP8Linear
 from .options import FP8Options
@@ -27,9 +27,12 @@ class FP8:
         """Of all layers; the backend is chosen when the first one is made."""
         return Recipe(self.options)
 
-    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False, after: After = "") -> Linear:
         """An FP8 layer for the role `linear`; projections, gates and heads stay high."""
-        return FP8Linear(d_in, d_out, self.recipe, bias=bias) if role == "linear" else Linear(d_in, d_out, bias=bias)
+        if role != "linear":
+            return Linear(d_in, d_out, bias=bias)
+        saved = self.options.saved_attention if after == "attention" else None
+        return FP8Linear(d_in, d_out, self.recipe, bias=bias, saved=saved)
 
     def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:
         """FP8 experts."""
@@ -52,7 +55,7 @@ class Plain:
     def __init__(self, dtype: torch.dtype) -> None:
         self.compute_dtype = dtype
 
-    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False) -> Linear:
+    def linear(self, d_in: int, d_out: int, *, role: Role, bias: bool = False, after: After = "") -> Linear:
         """A layer that computes in the dtype of its input."""
         return HeldLinear(d_in, d_out, bias=bias) if role == "linear" else Linear(d_in, d_out, bias=bias)
 

@@ -112,6 +112,9 @@ def test_packed_experts_are_saved_in_a_layout_that_cuts_no_block(tmp_path: Path)
     assert "model.layers.1.mlp.experts.gate_up_proj" in again and "model.layers.1.mlp.experts.0.down_proj.weight" in again
     name = "model.layers.1.mlp.experts.gate_up_proj"
     assert all(torch.equal(again[key], as_bytes(packed)[key]) for key in (name, f"{name}_scale_inv"))
+    bestiary.save(model, tmp_path / "plain", dtype=torch.float32)
+    expected, found = (bestiary.load(tmp_path / folder, dtype=torch.float32).state_dict() for folder in ("fp8", "plain"))
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
 
 
 def test_saved_in_another_dtype_it_is_decoded(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..e5m6 import Packed
 from ..quantize import Quantised, Rule, Tile
 
 
@@ -15,7 +16,7 @@ from ..quantize import Quantised, Rule, Tile
 class AlongTokens:
     """One side of a weight gradient: numbers or codes `[M, C]`, and how they become codes whose tiles lie along tokens."""
 
-    source: Tensor | Quantised
+    source: Tensor | Quantised | Packed
     tile: Tile
     rule: Rule
     dtype: torch.dtype
@@ -23,6 +24,8 @@ class AlongTokens:
 
     def numbers(self, backend: Backend) -> Tensor:
         """`[M, C]`, codes decoded by a backend."""
+        if isinstance(self.source, Packed):
+            return self.source.values(self.dtype)
         return self.source if isinstance(self.source, Tensor) else backend.values(self.source, self.dtype)
 
 

@@ -10,6 +10,8 @@ import torch
 
 import bestiary
 from bestiary.core.contracts import Batch
+from bestiary.lab.training.optimizer import Optimizers
+from bestiary.lab.training.options import OptimizerOptions
 from bestiary.plugins.fp8.grouped import FP8GroupedLinear
 from bestiary.plugins.fp8.linear import FP8Linear
 from bestiary.plugins.fp8.options import FP8Options
@@ -84,6 +86,21 @@ def test_trains() -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_masters_and_gradients_are_fp32_and_moments_bf16_where_a_recipe_says_so() -> None:
+    """What DeepSeek-V3 trains with (section 3.3.3): `precision.use = "fp8"` with `optimizer.moments = "bfloat16"`."""
+    model = bestiary.create_model(NANO, set=["precision.use=fp8"])
+    optimizers = Optimizers(model, OptimizerOptions(moments="bfloat16"))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.loss(batch(), model.counts(batch())).total.backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    optimizers.step()
+    state, weights = optimizers.state(), {name for name in before if name.endswith("_proj.weight")}
+    assert {tensor.dtype for name in weights for tensor in state[name].values() if tensor.ndim > 1} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    rounded = [name for name in weights if torch.equal(model.get_parameter(name), model.get_parameter(name).bfloat16().float())]
+    assert not rounded and all(not torch.equal(before[name], model.get_parameter(name)) for name in weights)
 
 
 def test_saved_weights_are_the_masters(tmp_path: Path) -> None:

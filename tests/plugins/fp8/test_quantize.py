@@ -95,6 +95,22 @@ def test_conventions_with_fp32_factors() -> None:
     assert 0 < differ < 0.005, "the conventions differ where a quotient lies between two codes, and only there"
 
 
+def test_presets_below_the_floor_and_where_else_they_differ() -> None:
+    """`te` knows no floor; with powers of two that is all that tells the three apart, with fp32 factors `deepgemm` multiplies as well."""
+    small = (torch.randn(8, 128) * 1e-10).bfloat16()
+    for power in (True, False):
+        division, reciprocal, multiplier = (
+            quantise(small, (1, 128), Rule(power_of_two=power, convention=name)) for name in ("deepseek-v3", "deepgemm", "te")
+        )
+        assert torch.equal(division.scale, reciprocal.scale) and (multiplier.scale < division.scale).all()
+        assert (division.values() == 0).float().mean() > 0.5 and (multiplier.values() == 0).float().mean() < 0.01
+        assert not power or torch.equal(division.codes.view(torch.uint8), reciprocal.codes.view(torch.uint8))
+    x = torch.randn(64, 256).bfloat16()
+    reciprocal = quantise(x, (1, 128), Rule(power_of_two=False, convention="deepgemm"))
+    scaled = x.float() * (1 / reciprocal.scale).repeat_interleave(128, 1)
+    assert torch.equal(reciprocal.codes.view(torch.uint8), scaled.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))
+
+
 def test_zeros_and_small_gradients() -> None:
     zero = quantise(torch.zeros(2, 256), (1, 128), Rule())
     assert (zero.values() == 0).all() and (zero.scale > 0).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from bestiary.plugins.fp8.backends import select
 from bestiary.plugins.fp8.backends.deepgemm import K_GROUPED, SYMBOLS
 from bestiary.plugins.fp8.backends.select import Machine, choose, described
 from bestiary.plugins.fp8.options import FP8Options
+from bestiary.plugins.fp8.quantize import Rule
 
 CPU = Machine()
 HOPPER = Machine("NVIDIA H800", (9, 0), (12, 9))
@@ -142,3 +143,17 @@ def test_a_model_says_what_multiplies() -> None:
     said = bestiary.resolve(NANO, set={"precision.use": "fp8", "precision.backend": "deepgemm"}).precision.describe()
     assert said["backend"] == "deepgemm" and said["reason"].startswith("asked for, and cannot run here: it runs on a GPU")
     assert bestiary.resolve(NANO).precision.describe() == {}
+
+
+def test_kernels_refuse_tensors_where_they_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that lies elsewhere than the GPU for which the backend was chosen."""
+    pytest.importorskip("triton")
+    from bestiary.plugins.fp8.backends import kernels
+
+    monkeypatch.setattr(kernels, "INTERPRETED", False)
+    with pytest.raises(bestiary.BestiaryError, match=r"this tensor is on cpu\. Set precision\.backend = 'emulation'"):
+        kernels.Kernels().quantise(torch.ones(2, 128), (1, 128), Rule())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    with pytest.raises(bestiary.BestiaryError, match=r"NVIDIA A100 has no FP8, which begins at compute capability 8\.9"):
+        kernels.check_device(SimpleNamespace(device=torch.device("cuda")))  # type: ignore[arg-type]
