@@ -48,6 +48,13 @@ def test_a_run_learns_and_leaves_everything_that_repeats_it(lab: Path):
     assert again.summary.digest == summary.digest
 
 
+def test_a_run_in_fp8_says_what_multiplies(lab: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = load_recipe(lab / "recipe.toml", set=["train.steps=1", "set.precision.use=fp8", "optimizer.moments=bfloat16"])
+    train(recipe, out=lab / "out", progress=True)
+    said = "precision fp8 here: backend emulation, reason auto: no other backend was measured to be faster on"
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_saved_model_is_the_trained_one(lab: Path):
     result = run(lab, "train.steps=5")
     model = bestiary.load(result.model)

@@ -112,8 +112,9 @@ def test_saved_weights_are_the_masters(tmp_path: Path) -> None:
         assert torch.equal(parameter, again.get_parameter(name)), name
 
 
-def test_kernels_refuse_what_they_cannot_run() -> None:
+def test_kernels_refuse_what_they_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(bestiary.BestiaryError, match="only backend = 'emulation'"):
         bestiary.create_model(NANO, set=["precision.use=fp8", "precision.backend=triton", "precision.accumulation=hopper"])
     with pytest.raises(bestiary.BestiaryError, match=r"and there is none here\. Set precision\.backend = 'emulation', which runs here"):

@@ -138,7 +138,8 @@ def test_one_choice_for_a_model_and_none_where_nothing_multiplies(monkeypatch: p
     assert made == ["auto"], "without FP8 nothing is asked of the machine"
 
 
-def test_a_model_says_what_multiplies() -> None:
+def test_a_model_says_what_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert described(FP8Options()) == {"backend": "emulation", "reason": "auto: no other backend was measured to be faster on a CPU"}
     said = bestiary.resolve(NANO, set={"precision.use": "fp8", "precision.backend": "deepgemm"}).precision.describe()
     assert said["backend"] == "deepgemm" and said["reason"].startswith("asked for, and cannot run here: it runs on a GPU")
