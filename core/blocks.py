@@ -103,16 +103,17 @@ class Blocks:
         """The matrices `[..., R, C]` in `dtype`, rounded once from fp32; memory beside them stays small."""
         out = torch.empty(codes.shape, dtype=dtype, device=codes.device)
         width = codes.numel() // max(1, codes.shape[-2])
-        for rows, factors in self._strips(max(1, STRIP // max(1, self.block[0] * width))):
+        for rows, factors in self.strips(max(1, STRIP // max(1, self.block[0] * width))):
             out[..., rows, :] = dequantise_blocks(codes[..., rows, :], scale[..., factors, :], self.block, dtype)
         return out
 
-    def _strips(self, many: int) -> Iterator[tuple[slice, slice]]:
-        """Rows that are `many` blocks high, or less where a part ends, and the rows of their factors."""
+    def strips(self, many: int | None = None) -> Iterator[tuple[slice, slice]]:
+        """Rows that are `many` blocks high, or less where a part ends, and the rows of their factors; None for whole parts."""
         row = factor = 0
         for height in self.heights:
-            for first in range(0, height, many * self.block[0]):
-                size = min(many * self.block[0], height - first)
+            step = height if many is None else many * self.block[0]
+            for first in range(0, height, step):
+                size = min(step, height - first)
                 blocks = math.ceil(size / self.block[0])
                 yield slice(row + first, row + first + size), slice(factor, factor + blocks)
                 factor += blocks

@@ -14,6 +14,8 @@ from ...core.blocks import Blocks
 from ...core.errors import BestiaryError
 from ...core.layers.grouped import GroupedLinear
 from ...core.layers.linear import Linear
+from .codes import values
+from .quantize import Quantised
 
 
 class Held(nn.Module):
@@ -41,7 +43,12 @@ class Held(nn.Module):
             fact = f"FP8 codes were cast to {self.weight.dtype}, and without their factors they say nothing."
             raise BestiaryError(f"{fact} Load with set={{'precision.use': 'bf16'}}, or with dtype=, to compute in another dtype.")
         at = () if expert is None else expert
-        return self.blocks.numbers(self.weight.detach()[at], self.weight_scale_inv.detach()[at], dtype)
+        matrix, factors = self.weight.detach()[at], self.weight_scale_inv.detach()[at].float()
+        parts = [values(Quantised(matrix[rows], factors[of], self.blocks.block), dtype) for rows, of in self.blocks.strips()]
+        quick = [part for part in parts if part is not None]
+        if len(quick) < len(parts):
+            return self.blocks.numbers(matrix, factors, dtype)
+        return quick[0] if len(quick) == 1 else torch.cat(quick)
 
 
 class HeldLinear(Held, Linear):

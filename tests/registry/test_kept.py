@@ -176,6 +176,18 @@ def test_unusable_factors(value: float, tmp_path: Path) -> None:
     assert f"{KV_A}_scale_inv" in message and "1 of 6 scales" in message
 
 
+@pytest.mark.usefixtures("torch_alone")
+def test_factors_in_bf16_stay_so(tmp_path: Path, ids: Tensor) -> None:
+    stored = quantised(tmp_path / "fp8", V3, (16, 16))
+    stored |= {name: tensor.bfloat16() for name, tensor in stored.items() if name.endswith("_scale_inv")}
+    save_file(stored, tmp_path / "fp8" / "model.safetensors")
+    model = bestiary.load(tmp_path / "fp8", set=FP8)
+    assert torch.equal(model(ids), bestiary.load(tmp_path / "fp8")(ids))
+    bestiary.save(model, tmp_path / "again")
+    again = as_bytes(read_file(tmp_path / "again" / "model.safetensors"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in as_bytes(stored).items())
+
+
 def test_factors_are_never_rounded(tmp_path: Path) -> None:
     stored = quantised(tmp_path / "fp8", V3, (16, 16))
     factors = bestiary.load(tmp_path / "fp8", set=FP8).state_dict()[f"{KV_A}_scale_inv"]
