@@ -197,7 +197,10 @@ def test_one_process_keeps_the_whole_model_and_says_how_to_start_more(model):
         ({"use": "dualpipe", "pp": 3, "micro_batches": 8}, "needs an even number of pipeline ranks, not 3"),
         ({"use": "dualpipe-v", "pp": 4, "micro_batches": 6}, "needs 8 micro-batches at least, not 6"),
         ({"use": "pipeline", "schedule": "interleaved", "pp": 2, "micro_batches": 3}, "multiple of 2 micro-batches, not 3"),
-        ({"use": "dualpipe-v", "pp": 2, "dp": 4, "ep": 3, "micro_batches": 4}, r"ep = 3 does not divide dp \* tp = 4. Use one of \[1, 2, 4\]"),
+        (
+            {"use": "dualpipe-v", "pp": 2, "dp": 4, "ep": 3, "micro_batches": 4},
+            r"ep = 3 does not divide dp \* tp = 4. Use one of \[1, 2, 4\]",
+        ),
         ({"use": "fsdp", "dp": 6, "shard": 4}, r"shard = 4 does not divide dp = 6. Use one of \[1, 2, 3, 6\]"),
     ],
 )
