@@ -37,9 +37,9 @@ class Block(nn.Module):
 
     def __init__(self, attention: Part[Attention], ffn: Part[FeedForward], site: Site) -> None:
         super().__init__()
-        self.input_layernorm = site.norm(site.hidden_size)
+        self.input_layernorm = site.norm(site.hidden_size, before="linear")
         self.self_attn = cast(nn.Module, attention.build(site))
-        self.post_attention_layernorm = site.norm(site.hidden_size)
+        self.post_attention_layernorm = site.norm(site.hidden_size, before="linear")
         self.mlp = cast(nn.Module, ffn.build(site))
 
     recompute = False

@@ -9,12 +9,13 @@ Shape letters, here and everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .layers.swiglu import silu_product, swiglu
 
 if TYPE_CHECKING:
     from .backbone import CausalLM
@@ -140,13 +141,7 @@ class AfterStep(Protocol):
         ...
 
 
-class _Saving(nn.Module):
-    def saving(self) -> AbstractContextManager[object]:
-        """A context for computing this layer's input: what is kept there for the backward pass may be kept in fewer bytes."""
-        return nullcontext()
-
-
-class LinearLayer(_Saving):
+class LinearLayer(nn.Module):
     """What `Site.linear` makes: `[..., d_in] -> [..., d_out]`."""
 
     weight: nn.Parameter
@@ -156,17 +151,25 @@ class LinearLayer(_Saving):
         """The matrix `[d_out, d_in]` in `dtype`, for code that multiplies with parts of it."""
         raise NotImplementedError
 
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        """The layer on `silu(gate) * up`, both `[..., d_in]`. One that can override this may compute and keep less."""
+        return self(silu_product(gate, up))
+
 
 GroupedProduct = Callable[[Tensor, Tensor, Tensor, "WeightGradients | None"], Tensor]
 """Rows sorted by expert `[N, d_in]`, matrices `[E, d_out, d_in]` in any dtype and counts `[E]` to `[N, d_out]` in the rows' dtype;
 weight gradients go to a store if there is one."""
 
 
-class GroupedLayer(_Saving):
+class GroupedLayer(nn.Module):
     """What `Site.grouped` makes: rows sorted by expert `[N, d_in]` and counts `[E]` to `[N, d_out]`."""
 
     weight: nn.Parameter
     """`[E, d_out, d_in]`, in the dtype in which it is stored."""
+
+    def gated(self, gate_up: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+        """The layer on SwiGLU of rows `[N, 2 d_in]`, each times its routing weight `[N, 1]`; see `LinearLayer.gated`."""
+        return self(swiglu(gate_up) * weights, counts)
 
     def row_multiple(self, rows: int) -> int:
         """What rows per expert should be a multiple of when `rows` rows are spread over all experts."""
@@ -188,7 +191,8 @@ class Precision(Protocol):
     """Makes the matrices of a model and says how they are stored and computed with.
 
     One whose linear and grouped layers, once it is cast, are `HoldsBlocks` says `holds_blocks = True`: loading then keeps a
-    checkpoint's FP8 blocks as they are.
+    checkpoint's FP8 blocks as they are. One whose matrices read something else than numbers offers
+    `norm(size, *, eps, before: Role) -> RMSNorm`, for the norms before them.
     """
 
     compute_dtype: torch.dtype

@@ -45,11 +45,17 @@ class Site:
         """Stacked linear layers, one per expert: rows sorted by expert, `[N, d_in] -> [N, d_out]`."""
         return self._maker().grouped(experts, d_in, d_out, role=role)
 
-    def norm(self, size: int, *, eps: float | None = None) -> RMSNorm:
-        """An RMSNorm over the last dimension, with the model's epsilon unless told otherwise."""
+    def norm(self, size: int, *, eps: float | None = None, before: Role | None = None) -> RMSNorm:
+        """An RMSNorm over the last dimension, with the model's epsilon unless told otherwise.
+
+        `before` is the role of the linear layers that read the result, if any do: the precision component may make what they need at once.
+        """
         from .layers.norm import RMSNorm
 
-        return RMSNorm(size, eps=self.rms_norm_eps if eps is None else eps)
+        eps = self.rms_norm_eps if eps is None else eps
+        if before is None or (make := getattr(self.precision, "norm", None)) is None:
+            return RMSNorm(size, eps=eps)
+        return make(size, eps=eps, before=before)
 
     def child(self, part: Part, site: Site | None = None) -> Any:
         """Builds a sub-slot's component (a router, say) at this site, or at one that says more to it."""

@@ -40,10 +40,12 @@ class SwiGLU(nn.Module):
         few = native.swiglu(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
         if few is not None:
             return few
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        with self.down_proj.saving():
-            hidden = _Gated.apply(gate, up)
-        return self.down_proj(hidden)
+        return self.down_proj.gated(self.gate_proj(x), self.up_proj(x))
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`."""
+    return _Gated.apply(gate, up)  # type: ignore[return-value]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -61,8 +63,7 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grads[0] * up, gate), grads[0] * F.silu(gate)
+        return silu_product_gradients(grads[0], *ctx.saved_tensors)
 
 
 class _GatedHalves(torch.autograd.Function):
@@ -76,10 +77,19 @@ class _GatedHalves(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        out = torch.empty_like(gate_up)
-        to_gate, to_up = out.chunk(2, dim=-1)
-        torch.mul(grads[0], F.silu(gate), out=to_up)
-        torch.ops.aten.silu_backward.grad_input(grads[0] * up, gate, grad_input=to_gate)
-        return out
+        return swiglu_gradient(grads[0], *ctx.saved_tensors)
+
+
+def silu_product_gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `gate` and `up`, from the gradient of `silu_product(gate, up)`."""
+    return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
+
+
+def swiglu_gradient(grad: Tensor, gate_up: Tensor) -> Tensor:
+    """Of `gate_up`, from the gradient of `swiglu(gate_up)`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    out = torch.empty_like(gate_up)
+    to_gate, to_up = out.chunk(2, dim=-1)
+    torch.mul(grad, F.silu(gate), out=to_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=to_gate)
+    return out

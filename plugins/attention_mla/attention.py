@@ -59,10 +59,10 @@ class MultiHeadLatentAttention(nn.Module):
             self.q_proj = site.linear(d, query)
         else:
             self.q_a_proj = site.linear(d, options.q_lora_rank)
-            self.q_a_layernorm = site.norm(options.q_lora_rank, eps=eps)
+            self.q_a_layernorm = site.norm(options.q_lora_rank, eps=eps, before="linear")
             self.q_b_proj = site.linear(options.q_lora_rank, query)
         self.kv_a_proj_with_mqa = site.linear(d, self.latent + self.rope)
-        self.kv_a_layernorm = site.norm(self.latent, eps=eps)
+        self.kv_a_layernorm = site.norm(self.latent, eps=eps, before="linear")
         self.kv_b_proj = site.linear(self.latent, self.heads * (self.nope + self.value))
         self.o_proj = site.linear(self.heads * self.value, d, after="attention")
 

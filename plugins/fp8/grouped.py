@@ -5,17 +5,13 @@ The products of `linear`, for each expert; tiles along tokens, for weight gradie
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from ...core import weight_gradients
 from ...core.layers.grouped import GroupedLinear
-from ...core.weight_gradients import WeightGradients, accumulate
-from .linear import along_tokens, keep, kept
+from .inputs import outline
+from .products import products
 from .recipe import Recipe
+from .swiglu import Gated
 
 
 class FP8GroupedLinear(GroupedLinear):
@@ -25,41 +21,12 @@ class FP8GroupedLinear(GroupedLinear):
         super().__init__(experts, d_in, d_out)
         self.recipe = recipe
 
-    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """`[N, d_in]` rows and `[E]` int64 counts, `counts.sum() == N`, to `[N, d_out]`."""
-        if x.is_meta:
-            return x.new_empty(x.shape[0], self.weight.shape[1])
-        store = weight_gradients.active() if torch.is_grad_enabled() else None
-        return _Products.apply(x, self.weight, counts.tolist(), self.recipe, store)  # type: ignore[return-value]
+    def forward(self, x: Tensor | Gated, counts: Tensor) -> Tensor:
+        """`[N, d_in]` rows, or what SwiGLU makes them of, and `[E]` int64 counts, `counts.sum() == N`, to `[N, d_out]`."""
+        if (shape := outline(x, self.weight.shape[1])) is not None:
+            return shape
+        return products(x, self.weight, self.recipe, counts.tolist())
 
-    def saving(self) -> AbstractContextManager[object]:
-        """SwiGLU before this layer keeps codes."""
-        return self.recipe.saving()
-
-
-class _Products(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, sizes: list[int], recipe: Recipe, store: WeightGradients | None) -> Tensor:
-        rows, blocks = recipe.activation(x), recipe.weight(weight)
-        ctx.recipe, ctx.store, ctx.weight, ctx.sizes = recipe, store, weight, sizes
-        keep(ctx, recipe, x, rows, blocks, recipe.options.saved_input)
-        return recipe.backend.grouped(rows, blocks, sizes, x.dtype)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        recipe, weight, store, sizes, grad = ctx.recipe, ctx.weight, ctx.store, ctx.sizes, grads[0].contiguous()
-        x, blocks = kept(ctx)
-
-        def weight_gradient() -> Tensor:
-            return recipe.backend.weight_gradient(along_tokens(recipe, grad), x, sizes)
-
-        x_grad = None
-        if ctx.needs_input_grad[0]:
-            x_grad = recipe.backend.grouped(recipe.gradient(grad), blocks.T, sizes, grad.dtype)
-        if not weight.requires_grad:
-            return x_grad, None, None, None, None
-        if store is not None:
-            store.put(lambda: accumulate(weight, weight_gradient()))
-            return x_grad, None, None, None, None
-        return x_grad, weight_gradient().to(weight.dtype), None, None, None
+    def gated(self, gate_up: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+        """SwiGLU's result becomes codes at once; codes of its inputs are kept."""
+        return self(Gated((gate_up,), weights), counts)

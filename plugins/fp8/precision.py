@@ -8,9 +8,11 @@ import torch
 
 from ...core.layers.grouped import GroupedLinear
 from ...core.layers.linear import Linear
+from ...core.layers.norm import RMSNorm
 from ...core.weights import After, Role
 from .grouped import FP8GroupedLinear
 from .linear import FP8Linear
+from .norm import FP8Norm
 from .options import FP8Options
 from .recipe import Recipe
 from .storage import HeldGrouped, HeldLinear
@@ -37,6 +39,10 @@ class FP8:
     def grouped(self, experts: int, d_in: int, d_out: int, *, role: Role) -> GroupedLinear:
         """FP8 experts."""
         return FP8GroupedLinear(experts, d_in, d_out, self.recipe)
+
+    def norm(self, size: int, *, eps: float, before: Role) -> RMSNorm:
+        """A norm that makes the codes of FP8 layers."""
+        return FP8Norm(size, self.recipe, eps=eps) if before == "linear" else RMSNorm(size, eps=eps)
 
     def storage_dtype(self, role: Role) -> torch.dtype:
         """Master weights."""

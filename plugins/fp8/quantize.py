@@ -47,11 +47,14 @@ class Quantised:
     codes: Tensor
     scale: Tensor
     tile: tuple[int, int]
+    turned: Tensor | None = None
+    """The codes `[..., C, R]` of the transposed matrix, contiguous, if they were written, too."""
 
     @property
     def T(self) -> Quantised:
         """The transposed matrix, exactly, without copying."""
-        return Quantised(self.codes.mT, self.scale.mT, (self.tile[1], self.tile[0]))
+        codes, turned = (self.codes.mT, None) if self.turned is None else (self.turned, self.codes)
+        return Quantised(codes, self.scale.mT, (self.tile[1], self.tile[0]), turned)
 
     def values(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """`[..., R, C]`: code times factor in fp32, rounded once."""

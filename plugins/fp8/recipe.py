@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
-from .backends import Backend
+from .backends import Backend, Made
 from .backends.select import choose
+from .memo import Memo
 from .options import TILE, FP8Options
 from .quantize import Quantised, Rule, Tile
+from .swiglu import Gated
 
-Kept = Tensor | tuple[Quantised, torch.Size]
-"""A tensor, or its codes and its shape."""
 Along = Literal["channels", "tokens"]
 
 
@@ -25,41 +23,41 @@ class Recipe:
     def __init__(self, options: FP8Options) -> None:
         self.options = options
         self.backend: Backend = choose(options)
+        self.memo = Memo()
         power_of_two = options.scales == "power-of-two"
         self.forward_rule = Rule(options.floor, power_of_two, "e4m3", options.preset)
         self.backward_rule = Rule(options.gradient_floor, power_of_two, options.gradient_format, options.preset)
 
-    def weight(self, weight: Tensor) -> Quantised:
-        """`[..., N, K]` parameters."""
+    def weight(self, weight: Tensor, *, turned: bool = False) -> Quantised:
+        """`[..., N, K]` parameters; `turned` says that the transposed matrix will be needed as well."""
         tiles: dict[str, Tile] = {"block": (TILE, TILE), "row": (1, None), "tensor": (None, None)}
-        return self.backend.quantise(weight.detach(), tiles[self.options.weights], self.forward_rule)
+        return self.backend.weight(weight.detach(), tiles[self.options.weights], self.forward_rule, turned=turned)
 
-    def activation(self, x: Tensor, along: Along = "channels") -> Quantised:
-        """`[M, K]` inputs: tiles along channels to multiply with weights, along tokens for weight gradients."""
-        return self.backend.quantise(x, tile_of(self.options.activations, along), self.forward_rule)
+    def activation(self, x: Tensor) -> Quantised:
+        """Inputs `[..., K]` as a matrix `[M, K]` of codes, in tiles along channels; once, however many layers read that tensor."""
+        if (known := self.memo.get(x)) is None:
+            known = self.backend.quantise(x.reshape(-1, x.shape[-1]), tile_of(self.options.activations, "channels"), self.forward_rule)
+            self.memo.put(x, known)
+        return known
 
-    def gradient(self, grad: Tensor, along: Along = "channels") -> Quantised:
-        """`[M, N]` gradients of outputs."""
-        return self.backend.quantise(grad, tile_of(self.options.gradients, along), self.backward_rule)
+    def gated(self, x: Gated) -> Made:
+        """Matrices that SwiGLU reads to codes of what it makes of them, and what the backward pass keeps."""
+        options, codes = self.options, self.options.saved_swiglu == "fp8" and x.inputs[0].dtype == torch.bfloat16
+        tile = tile_of(options.activations, "channels")
+        return self.backend.gated(x, tile, self.forward_rule, numbers=options.saved_input == "bf16", codes=codes)
 
-    def saving(self) -> AbstractContextManager[object]:
-        """A context in which autograd keeps matrices of activations as codes: half the bytes of bf16."""
-        if self.options.saved_swiglu == "bf16":
-            return nullcontext()
-        return saved_tensors_hooks(self.pack, self.unpack)
+    def normed(self, x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
+        """RMSNorm of `[..., K]` whose codes the layers that read it find made; None where the backend has nothing better than both."""
+        made = self.backend.norm(x, weight, eps, tile_of(self.options.activations, "channels"), self.forward_rule)
+        if made is None:
+            return None
+        y, codes = made
+        self.memo.put(y, codes)
+        return y
 
-    def pack(self, x: Tensor) -> Kept:
-        """Codes of a bf16 matrix; columns, such as the weights of experts, stay as they are."""
-        if x.dtype != torch.bfloat16 or x.shape[-1] == 1:
-            return x
-        return self.activation(x.reshape(-1, x.shape[-1])), x.shape
-
-    def unpack(self, kept: Kept) -> Tensor:
-        """What `pack` kept, in bf16."""
-        if isinstance(kept, Tensor):
-            return kept
-        rows, shape = kept
-        return self.backend.values(rows, torch.bfloat16).view(shape)
+    def gradient(self, grad: Tensor) -> Quantised:
+        """`[M, N]` gradients of outputs, in tiles along channels."""
+        return self.backend.quantise(grad, tile_of(self.options.gradients, "channels"), self.backward_rule)
 
 
 def tile_of(granularity: str, along: Along) -> Tile:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...core.auxiliary import attach
 from ...core.contracts import Context, GroupedProduct, Reduce
 from ...core.exchange import Exchange, Steps, finish
-from ...core.layers.swiglu import SwiGLU, swiglu
+from ...core.layers.swiglu import SwiGLU
 from ...core.site import Site
 from . import decode
 from .backend import chosen
@@ -43,10 +43,7 @@ class Experts(nn.Module):
 
     def forward(self, sent: Dispatched) -> Tensor:
         """Rows `[R, D]` to weighted outputs `[R, D]`; the weight goes on the hidden layer, where it is narrow."""
-        gate_up = self.gate_up_proj(sent.rows, sent.counts)
-        with self.down_proj.saving():
-            hidden = swiglu(gate_up) * sent.weights
-        return self.down_proj(hidden, sent.counts)
+        return self.down_proj.gated(self.gate_up_proj(sent.rows, sent.counts), sent.weights, sent.counts)
 
 
 class MixtureOfExperts(nn.Module):

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..options import TILE
-from ..quantize import Quantised, Rule, Tile
-from . import AlongTokens, Backend, one_by_one
+from ..quantize import Quantised
+from . import AlongTokens, Backend
+from .beside import Beside
 from .layouts import check_on_gpu, column_major, one_expert_at_a_time, padded
 
 ALIGNED = 16 // 4
@@ -28,7 +29,7 @@ K_GROUPED = {9: "k_grouped_fp8_gemm_nt_contiguous", 10: "k_grouped_fp8_gemm_tn_c
 """Weight gradients of all experts, by major compute capability."""
 
 
-class DeepGEMM:
+class DeepGEMM(Beside):
     """Multiplies by the library; another backend quantises and decodes."""
 
     name = "deepgemm"
@@ -43,12 +44,6 @@ class DeepGEMM:
             reason: why it was chosen.
         """
         self.library, self.beside, self.major, self.reason = library, beside, major, reason
-
-    def quantise(self, x: Tensor, tile: Tile, rule: Rule) -> Quantised:
-        return self.beside.quantise(x, tile, rule)
-
-    def values(self, q: Quantised, dtype: torch.dtype) -> Tensor:
-        return self.beside.values(q, dtype)
 
     def product(self, a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
         """`[M, K]` and `[N, K]` to `[M, N]`."""
@@ -80,7 +75,7 @@ class DeepGEMM:
     def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
         """`dy[e].T @ x[e]` of each expert, fp32."""
         if len(sizes) == 1 or not sum(sizes):
-            return one_by_one(self, dy, x, sizes)
+            return super().weight_gradient(dy, x, sizes)
         outputs, inputs = dy.numbers(self), x.numbers(self)
         check_on_gpu(self.name, outputs, self.device_type)
         places, n, k = Places(sizes, TILE, outputs.device), outputs.shape[1], inputs.shape[1]

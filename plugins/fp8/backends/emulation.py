@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import codes
 from ..quantize import Quantised, Rule, Tile, quantise, sizes
-from . import AlongTokens, one_by_one
+from . import Backend
 
 MMA = 32
 """Products that Hopper's tensor cores add before they cut the sum."""
@@ -21,7 +21,7 @@ CUT = 23 - 13
 """Bits of an fp32 number that its sums lack."""
 
 
-class Emulation:
+class Emulation(Backend):
     """Decodes both operands and multiplies once."""
 
     name = "emulation"
@@ -51,9 +51,6 @@ class Emulation:
         for rows, to, matrix in zip(left.split(sizes), out.split(sizes), right.unbind(), strict=True):
             to.copy_(self._multiply(rows, matrix))
         return out
-
-    def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
-        return one_by_one(self, dy, x, sizes)
 
     def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
         if self.accumulation == "fp32":

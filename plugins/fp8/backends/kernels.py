@@ -1,27 +1,36 @@
-"""FP8 by our own Triton kernels, on an NVIDIA GPU of compute capability 8.9 or above."""
+"""FP8 by our own Triton kernels, on an NVIDIA GPU of compute capability 8.9 or above.
 
-# pyright: reportArgumentType=false, reportCallIssue=false
+What no kernel knows (a tile, a convention) is computed by torch, as the definition says.
+"""
+
 from __future__ import annotations
 
 import os
+from typing import TypeGuard
 
 import torch
-import triton
 from torch import Tensor
 
 from ....core.errors import BestiaryError
-from ..kernels import product as product_kernels
-from ..kernels import quantize as quantise_kernels
+from ..e5m6 import Packed
+from ..kernels import dequantize as dequantisers
+from ..kernels import norm as norms
+from ..kernels import product as products
+from ..kernels import quantize as quantisers
+from ..kernels import swiglu as gates
+from ..kernels import tokens, weight_gradient
+from ..kernels.tiles import TILE, knows
 from ..quantize import Quantised, Rule, Tile, quantise
-from . import AlongTokens, one_by_one
+from ..swiglu import Gated, Kept
+from . import AlongTokens, Backend, Made
 
-TILE = quantise_kernels.TILE
 TILES = {(1, TILE), (TILE, 1), (TILE, TILE)}
+TOKENS: Tile = (TILE, 1)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-class Kernels:
-    """Quantises and multiplies by kernels; tiles and conventions that have none are quantised by torch."""
+class Kernels(Backend):
+    """Quantises and multiplies by kernels."""
 
     name = "triton"
 
@@ -30,38 +39,73 @@ class Kernels:
 
     def quantise(self, x: Tensor, tile: Tile, rule: Rule) -> Quantised:
         """As `quantize.quantise`, bit by bit."""
-        check_device(x)
-        known = tile in TILES and (rule.power_of_two or rule.convention == "deepseek-v3")
-        if not known or (rule.convention == "te" and rule.power_of_two) or x.numel() == 0:
-            return quantise(x, tile, rule)
-        sizes = (tile[0] or 1, tile[1] or 1)
-        return _stacked(x.contiguous(), sizes, rule) if x.ndim > 2 else _matrix(x.contiguous(), sizes, rule)
+        return self._quantise(x, tile, rule, turned=False)
+
+    def weight(self, weight: Tensor, tile: Tile, rule: Rule, *, turned: bool) -> Quantised:
+        """As `quantise`; blocks also transposed, if asked for."""
+        return self._quantise(weight, tile, rule, turned=turned and tile == (TILE, TILE))
 
     def values(self, q: Quantised, dtype: torch.dtype) -> Tensor:
-        """`q.values(dtype)`."""
-        return q.values(dtype)
+        """As `Quantised.values`, bit by bit."""
+        check_device(q.codes)
+        return dequantisers.dequantise(q, dtype) if q.codes.is_contiguous() else q.values(dtype)
 
     def product(self, a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
         """`[M, K]` and `[N, K]` to `[M, N]`."""
-        rows = a.codes.shape[0]
-        blocks = torch.empty(0, dtype=torch.int32, device=a.codes.device)
-        single = Quantised(b.codes[None], b.scale[None], b.tile)
-        count = triton.cdiv(rows, product_kernels.configuration(rows, b.tile[0])["BLOCK_M"])
-        return _launch(a, single, blocks, count, dtype, grouped=False)
+        check_device(a.codes)
+        return products.product(a, b, dtype)
 
     def grouped(self, a: Quantised, b: Quantised, sizes: list[int], dtype: torch.dtype) -> Tensor:
         """Rows `[M, K]` sorted by expert, and `[E, N, K]`, to `[M, N]`."""
-        step = product_kernels.configuration(a.codes.shape[0], b.tile[0])["BLOCK_M"]
-        table, start = [], 0
-        for expert, size in enumerate(sizes):
-            table += [(expert, first, start + size) for first in range(start, start + size, step)]
-            start += size
-        blocks = torch.tensor(table, dtype=torch.int32, device=a.codes.device)
-        return _launch(a, b, blocks, len(table), dtype, grouped=True)
+        check_device(a.codes)
+        return products.grouped(a, b, sizes, dtype)
+
+    def masked(self, a: Quantised, b: Quantised, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """`[E, M, K]` and `[E, N, K]` to `[E, M, N]`, the first `rows[e]` rows of each; nothing waits for the device."""
+        check_device(a.codes)
+        return products.masked(a, b, rows, dtype)
 
     def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
-        """`dy[e].T @ x[e]` of each expert, fp32."""
-        return one_by_one(self, dy, x, sizes)
+        """`dy[e].T @ x[e]` of each expert, in one launch, after one that quantises each side."""
+        if not all(side.tile == TOKENS and knows(side.rule) for side in (dy, x)):
+            return super().weight_gradient(dy, x, sizes)
+        left, right = (side.source if _by_token(side.source) else side.numbers(self) for side in (dy, x))
+        first = left if isinstance(left, Tensor) else left.codes
+        check_device(first)
+        tiles = tokens.tiles_of(sizes, first.device)
+        a, b = tokens.along_tokens(left, tiles, dy.rule, dy.dtype), tokens.along_tokens(right, tiles, x.rule, x.dtype)
+        return weight_gradient.weight_gradient(a, b, tiles)
+
+    def gated(self, x: Gated, tile: Tile, rule: Rule, *, numbers: bool, codes: bool) -> Made:
+        """SwiGLU, codes of its result and of its inputs, in one launch."""
+        if tile != (1, TILE) or not knows(rule) or not x.inputs[0].numel():
+            return super().gated(x, tile, rule, numbers=numbers, codes=codes)
+        check_device(x.inputs[0])
+        whole = len(x.inputs) == 2 or x.width % TILE == 0
+        rows, hidden, before = gates.swiglu(x, rule, numbers=numbers, codes=codes and whole)
+        if codes and not whole:
+            before = tuple(self.quantise(t, tile, rule) for t in x.inputs)
+        return Made(rows, Kept(before or x.inputs, x.weights), hidden)
+
+    def gated_gradients(self, before: Kept, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Of routing weights (or None) and of each input of SwiGLU, decoded on the way."""
+        if not grad.numel() or not all(_by_token(t) for t in before.inputs):
+            return super().gated_gradients(before, grad)
+        check_device(grad)
+        return gates.gradients(before, grad)
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float, tile: Tile, rule: Rule) -> tuple[Tensor, Quantised] | None:
+        """Normed rows and their codes, in one launch; None for rows that are too wide for one program."""
+        if tile != (1, TILE) or not knows(rule) or not 0 < x.shape[-1] <= norms.WIDEST or not x.numel():
+            return None
+        check_device(x)
+        return norms.norm(x, weight, eps, rule)
+
+    def _quantise(self, x: Tensor, tile: Tile, rule: Rule, *, turned: bool) -> Quantised:
+        check_device(x)
+        if tile not in TILES or not knows(rule) or x.numel() == 0:
+            return quantise(x, tile, rule)
+        return quantisers.quantise(x.contiguous(), (tile[0] or 1, tile[1] or 1), rule, turned=turned)
 
 
 def check_device(x: Tensor) -> None:
@@ -80,65 +124,6 @@ def check_device(x: Tensor) -> None:
         raise BestiaryError(f"precision.backend = 'triton': {name} has no FP8, which begins at compute capability 8.9. {fallback}")
 
 
-def _matrix(x: Tensor, tile: tuple[int, int], rule: Rule) -> Quantised:
-    rows, columns = x.shape
-    scale = torch.empty(triton.cdiv(rows, tile[0]), triton.cdiv(columns, tile[1]), dtype=torch.float32, device=x.device)
-    codes = torch.empty(x.shape, dtype=rule.dtype, device=x.device)
-    height, width = quantise_kernels.shape_of_program(tile)
-    quantise_kernels.quantise_kernel[(triton.cdiv(rows, height), triton.cdiv(columns, width))](
-        x,
-        codes,
-        scale,
-        rows,
-        columns,
-        scale.shape[1],
-        rule.floor,
-        LARGEST=torch.finfo(rule.dtype).max,
-        POWER_OF_TWO=rule.power_of_two,
-        ROWS=height,
-        COLUMNS=width,
-        TILE_ROWS=tile[0],
-        TILE_COLUMNS=tile[1],
-    )
-    return Quantised(codes, scale, tile)
-
-
-def _stacked(x: Tensor, tile: tuple[int, int], rule: Rule) -> Quantised:
-    parts = [_matrix(part, tile, rule) for part in x.flatten(0, -3)]
-    codes, scale = (torch.stack([getattr(part, name) for part in parts]) for name in ("codes", "scale"))
-    return Quantised(codes.view(x.shape), scale.view(*x.shape[:-2], *scale.shape[1:]), tile)
-
-
-def _launch(a: Quantised, b: Quantised, blocks: Tensor, count: int, dtype: torch.dtype, *, grouped: bool) -> Tensor:
-    check_device(a.codes)
-    (rows, k), n = a.codes.shape, b.codes.shape[1]
-    out = torch.zeros(rows, n, dtype=dtype, device=a.codes.device)
-    if not (count and n and k):
-        return out
-    for side in (a, b):
-        if side.tile[1] != TILE and side.scale.shape[-1] != 1:
-            raise AssertionError(f"factors cover {side.tile[1]} columns: neither {TILE} nor all")
-    how = product_kernels.configuration(rows, b.tile[0])
-    product_kernels.product_kernel[(count, triton.cdiv(n, how["BLOCK_N"]))](
-        a.codes.contiguous(),
-        a.scale,
-        b.codes.contiguous(),
-        b.scale,
-        out,
-        blocks,
-        rows,
-        n,
-        k,
-        a.scale.stride(0),
-        a.scale.stride(1) if a.scale.shape[1] > 1 else 0,
-        b.scale.stride(0),
-        b.scale.stride(1),
-        b.scale.stride(2) if b.scale.shape[2] > 1 else 0,
-        A_ROWS=a.tile[0],
-        B_ROWS=b.tile[0],
-        GROUPED=grouped,
-        STEP=product_kernels.STEP,
-        enable_fp_fusion=False,
-        **how,
-    )
-    return out
+def _by_token(source: Tensor | Quantised | Packed) -> TypeGuard[Tensor | Quantised]:
+    """Whether codes have factors of single tokens, which kernels decode; numbers need none."""
+    return isinstance(source, Tensor) or (isinstance(source, Quantised) and source.tile[0] == 1)

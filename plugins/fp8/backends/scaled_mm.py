@@ -14,15 +14,16 @@ from torch.nn import functional
 from torch.nn.functional import ScalingType
 
 from ..options import TILE
-from ..quantize import Quantised, Rule, Tile
-from . import AlongTokens, Backend, one_by_one
+from ..quantize import Quantised
+from . import Backend
+from .beside import Beside
 from .layouts import check_on_gpu, column_major, one_expert_at_a_time, padded
 
 ROWS = 4
 """What M is a multiple of, and K / 128 in the factors of blocks."""
 
 
-class ScaledMM:
+class ScaledMM(Beside):
     """Multiplies by torch; another backend quantises and decodes."""
 
     name = "scaled_mm"
@@ -30,12 +31,6 @@ class ScaledMM:
 
     def __init__(self, beside: Backend, reason: str = "") -> None:
         self.beside, self.reason = beside, reason
-
-    def quantise(self, x: Tensor, tile: Tile, rule: Rule) -> Quantised:
-        return self.beside.quantise(x, tile, rule)
-
-    def values(self, q: Quantised, dtype: torch.dtype) -> Tensor:
-        return self.beside.values(q, dtype)
 
     def product(self, a: Quantised, b: Quantised, dtype: torch.dtype) -> Tensor:
         """`[M, K]` and `[N, K]` to `[M, N]`."""
@@ -59,10 +54,6 @@ class ScaledMM:
     def grouped(self, a: Quantised, b: Quantised, sizes: list[int], dtype: torch.dtype) -> Tensor:
         """Rows `[M, K]` sorted by expert, and `[E, N, K]`, to `[M, N]`."""
         return one_expert_at_a_time(self, a, b, sizes, dtype)
-
-    def weight_gradient(self, dy: AlongTokens, x: AlongTokens, sizes: list[int]) -> Tensor:
-        """`dy[e].T @ x[e]` of each expert, fp32."""
-        return one_by_one(self, dy, x, sizes)
 
 
 def _right(q: Quantised) -> tuple[ScalingType, Tensor]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 
 import pytest
 import torch
 
-pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("needs TRITON_INTERPRET=1 before Triton is imported", allow_module_level=True)
+from tests.plugins.fp8.kernels.interpreted import mended, same  # first: skips where there is no interpreter  # isort: skip
 
 import triton
 import triton.language as tl
@@ -25,10 +22,7 @@ from tests.kernels import interpreter
 OURS, TORCH = Kernels(), Emulation()
 
 
-@pytest.fixture(autouse=True)
-def mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton.runtime.interpreter, "_convert_float", interpreter.convert)
-    monkeypatch.setattr(triton.runtime.interpreter.InterpreterBuilder, "create_dot", interpreter.dot)
+__all__ = ["mended"]
 
 
 @triton.jit
@@ -48,14 +42,6 @@ def test_the_interpreter_still_needs_mending(monkeypatch: pytest.MonkeyPatch) ->
     assert not torch.equal(y.view(torch.uint8), x.to(torch.float8_e4m3fn).view(torch.uint8))
 
 
-def same(a: Quantised, b: Quantised) -> None:
-    assert a.codes.shape == b.codes.shape and a.scale.shape == b.scale.shape and a.tile == b.tile
-    assert torch.equal(a.scale.nan_to_num(-1), b.scale.nan_to_num(-1))
-    nan = a.codes.float().isnan()
-    assert torch.equal(nan, b.codes.float().isnan())
-    assert torch.equal(a.codes.view(torch.uint8)[~nan], b.codes.view(torch.uint8)[~nan])
-
-
 @pytest.mark.parametrize(
     "rule", [Rule(), Rule(power_of_two=False), Rule(floor=2.0**-100), Rule(format="e5m2"), Rule(convention="deepgemm")]
 )
@@ -67,6 +53,17 @@ def test_codes_and_factors(shape: tuple[int, ...], tile: tuple[int, int], rule: 
         same(OURS.quantise(x, tile, rule), quantise(x, tile, rule))
 
 
+@pytest.mark.parametrize("shape", [(70, 300), (2, 130, 140), (0, 5)])
+def test_weights_and_their_transpose(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    both, right = OURS.weight(x, (128, 128), Rule(), turned=True), quantise(x, (128, 128), Rule())
+    same(both, right)
+    same(both.T, right.T)
+    same(both.T.T, right)
+    assert both.T.codes.is_contiguous() or not x.numel()
+    assert OURS.weight(x, (1, 128), Rule(), turned=True).turned is None
+
+
 @pytest.mark.parametrize("tile", [(1, 128), (128, 1), (128, 128)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, 3e38, 1e-40])
 def test_what_is_no_number(bad: float, tile: tuple[int, int]) -> None:
@@ -74,6 +71,19 @@ def test_what_is_no_number(bad: float, tile: tuple[int, int]) -> None:
     x[3, 200] = bad
     x[120] = 0.0
     same(OURS.quantise(x, tile, Rule()), quantise(x, tile, Rule()))
+
+
+@pytest.mark.parametrize("tile", [(1, 128), (128, 128), (1, None)])
+@pytest.mark.parametrize("shape", [(70, 300), (3, 130, 140), (0, 5), (1, 1)])
+def test_numbers_of_codes(shape: tuple[int, ...], tile: tuple[int, int | None]) -> None:
+    for rule in (Rule(), Rule(power_of_two=False), Rule(format="e5m2")):
+        x = torch.randn(shape) * torch.randn(shape).mul(3).exp()
+        if x.numel():
+            x[(0,) * x.ndim] = math.nan
+        q = quantise(x, tile, rule)
+        for dtype in (torch.float32, torch.bfloat16):
+            found, right = OURS.values(q, dtype), q.values(dtype)
+            assert found.dtype == dtype and torch.equal(found.nan_to_num(-1), right.nan_to_num(-1))
 
 
 SHAPES = [(70, 300, 200), (1, 5, 3), (130, 128, 256), (0, 8, 128), (64, 1, 1)]
@@ -100,15 +110,35 @@ def test_transposed_operands() -> None:
         assert (OURS.product(a, b, torch.float32) - expected).norm() <= 1e-6 * expected.norm()
 
 
+WIDTHS = pytest.mark.parametrize("k", [140, 144])
+"""Inputs: descriptors of the second are possible, those of the first are not."""
+
+
+@WIDTHS
 @pytest.mark.parametrize("sizes", [[3, 0, 130, 7], [0, 0, 0, 1], [64, 64, 0, 1], [0, 0, 0, 0]])
-def test_grouped(sizes: list[int]) -> None:
-    a = quantise(torch.randn(sum(sizes), 140), (1, 128), Rule())
-    b = quantise(torch.randn(4, 36, 140), (128, 128), Rule())
+def test_grouped(sizes: list[int], k: int) -> None:
+    a = quantise(torch.randn(sum(sizes), k), (1, 128), Rule())
+    b = quantise(torch.randn(4, 48, k), (128, 128), Rule())
     expected = TORCH.grouped(a, b, sizes, torch.float32)
     assert (OURS.grouped(a, b, sizes, torch.float32) - expected).norm() <= 1e-6 * expected.norm()
-    back = quantise(torch.randn(sum(sizes), 36), (1, 128), Rule())
+    back = quantise(torch.randn(sum(sizes), 48), (1, 128), Rule())
     expected = TORCH.grouped(back, b.T, sizes, torch.float32)
     assert (OURS.grouped(back, b.T, sizes, torch.float32) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@WIDTHS
+@pytest.mark.parametrize("rows", [[3, 0, 70, 1], [0, 0, 0, 0], [70, 70, 70, 70]])
+def test_masked(rows: list[int], k: int) -> None:
+    """Rows beyond those that count hold NaN, and are neither read nor written."""
+    x, w = torch.randn(4, 70, k), quantise(torch.randn(4, 36, k), (128, 128), Rule())
+    for expert, size in enumerate(rows):
+        x[expert, size:] = math.nan
+    a, counts = quantise(x, (1, 128), Rule()), torch.tensor(rows, dtype=torch.int32)
+    found, right = OURS.masked(a, w, counts, torch.float32), TORCH.masked(a, w, counts, torch.float32)
+    assert found.shape == right.shape
+    for expert, size in enumerate(rows):
+        assert (found[expert, :size] - right[expert, :size]).norm() <= 1e-6 * right[expert, :size].norm()
+        assert found[expert, size:].isnan().all()
 
 
 def test_every_factor_is_used_once() -> None:
@@ -124,4 +154,5 @@ def test_the_benchmark_checks_every_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     assert not wrong(fp8.cases("cpu", small=True))
     monkeypatch.setattr(fp8, "OURS", Kernels())
     monkeypatch.setattr(fp8.OURS, "product", lambda a, b, dtype: TORCH.product(a, b, dtype) * 1.01)
-    assert wrong(fp8.cases("cpu", small=True)) == ["product", "weight"]
+    monkeypatch.setattr(fp8.OURS, "masked", lambda a, b, rows, dtype: TORCH.masked(a, b, rows, dtype) * 1.01)
+    assert wrong(fp8.cases("cpu", small=True)) == ["masked", "product"]
