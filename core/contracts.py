@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .exchange import Wire
+
 if TYPE_CHECKING:
     from .backbone import CausalLM
     from .cache import LayerCache
@@ -162,6 +164,9 @@ class GroupedLayer(_Saving):
 
     weight: nn.Parameter
     """`[E, d_out, d_in]`, in the dtype in which it is stored."""
+
+    wire = Wire()
+    """How its rows may come from other ranks."""
 
     def row_multiple(self, rows: int) -> int:
         """What rows per expert should be a multiple of when `rows` rows are spread over all experts."""

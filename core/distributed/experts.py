@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ from .cuts import Cut
 from .mesh import Mesh
 
 
+@dataclass
+class Traffic:
+    """What a rank has sent to experts and tokens of other ranks."""
+
+    bytes: int = 0
+
+
 @dataclass(frozen=True)
 class ExpertRanks:
     """The ranks that share the experts of a layer: rank i holds the i-th of equal ranges."""
@@ -27,6 +34,9 @@ class ExpertRanks:
     group: Any = None
     latency: float = 0.0
     """Seconds that are added to every exchange, to see what overlap hides; 0 in earnest."""
+    codes: bool = True
+    """Whether rows travel as codes where a layer's `wire` has some."""
+    traffic: Traffic = field(default_factory=Traffic)
 
     def meet(self, counts: Tensor) -> Meeting:
         """Tells every rank how many rows it will get: `[E]` rows for each expert, sorted by expert."""
@@ -73,6 +83,7 @@ class AllToAll:
         rows, ready = rows.contiguous(), time.perf_counter() + self.ranks.latency
         if self.ranks.group is None:
             return Arriving(rows.clone(), None, ready)
+        self.ranks.traffic.bytes += (len(rows) - self.going[self.ranks.index]) * rows[:1].nbytes
         came = rows.new_empty(sum(self.coming), *rows.shape[1:])
         sent, into = (t.view(torch.uint8) if t.dtype.is_floating_point and t.element_size() == 1 else t for t in (rows, came))
         work = dist.all_to_all_single(into, sent, self.coming, self.going, group=self.ranks.group, async_op=True)
@@ -97,13 +108,14 @@ class Arriving:
         return self.rows
 
 
-def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0) -> None:
-    """Leaves this rank's experts in the model, and tells layers with experts of their ranks.
+def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0, codes: bool = True) -> Traffic:
+    """Leaves this rank's experts in the model, and tells layers with experts of their ranks; returns the meter of what they will send.
 
     Args:
         model: on meta.
         mesh: whose `expert` ranks share the experts.
         latency: seconds to add to every exchange.
+        codes: whether rows travel as codes where the layer that gets them allows it.
     """
     size, index = mesh.degrees.expert, mesh.expert
     if size > 1:
@@ -114,8 +126,9 @@ def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0) -> None:
                 whole = held[name]
                 model.get_submodule(path)._parameters[last] = nn.Parameter(cut.part(whole.detach()), requires_grad=whole.requires_grad)
                 model.cuts[name] = cut
+    ranks = ExpertRanks(size, index, mesh.group("expert"), latency, codes)
     if size > 1 or latency:
-        ranks = ExpertRanks(size, index, mesh.group("expert"), latency)
         for module in model.modules():
             if hasattr(module, "share_experts"):
                 module.share_experts(ranks)  # type: ignore[operator]
+    return ranks.traffic

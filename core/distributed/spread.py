@@ -15,6 +15,7 @@ from ..backbone import CausalLM
 from ..contracts import Batch, Loss, added
 from ..errors import BestiaryError, Problem
 from . import world
+from .experts import Traffic
 from .gradients import clip_gradients, sum_gradients
 from .mesh import Mesh
 
@@ -33,6 +34,8 @@ class Spread:
         """Groups of ranks, with the names of parameters that they hold alike in different pipeline stages."""
         self.twins: Any = None
         """The group of ranks whose layers see other micro-batches of the same step, apart from data ranks."""
+        self.traffic = Traffic()
+        """Between experts, of this rank since it was placed."""
 
     def clip(self, model: CausalLM, limit: float) -> float:
         """Scales the gradients of all ranks so that their norm is at most `limit`; returns the norm before."""

@@ -31,6 +31,9 @@ class PipelineRanks(Options):
     FSDP2, except routed experts where `ep` spreads them. Stages stay whole during a step."""
     latency: float = Field(default=0.0, ge=0)
     """Milliseconds added to every exchange between experts, to see on any machine what overlap hides."""
+    wire: Literal["auto", "plain"] = "auto"
+    """How rows travel between experts: `auto` sends FP8 codes, half the bytes, where `precision` computes with the same codes anyway, so
+    that results do not change; `plain` sends numbers as they are."""
 
 
 class BothWaysOptions(PipelineRanks):

@@ -58,7 +58,7 @@ class Pipeline(Spread):
         chain = len(self.schedule.chains[0])
         self.layers = _split(model.manifest, chain)
         holders = self._prune(model)
-        share_experts(model, self.mesh, latency=self.options.latency / 1000)
+        self.traffic = share_experts(model, self.mesh, latency=self.options.latency / 1000, codes=self.options.wire == "auto")
         self._share(model, holders)
         for stage in self.stages.values():
             if self.options.zero:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -42,9 +42,19 @@ class FP8Options(Options):
     """What the backward pass keeps of a layer's input. FP8 codes are requantised along tokens there, as published."""
     saved_swiglu: Literal["fp8", "bf16"] = "fp8"
     """What the backward pass keeps of the inputs of SwiGLU, from which its gradients are computed: codes in 1x128 tiles, as published."""
+    dispatched_gradients: Literal["bf16", "fp8"] = "bf16"
+    """In which form gradients of experts' outputs reach the experts. `fp8`: codes in 1x128 tiles, from which weight gradients are computed
+    too, and which travel as such where experts lie on several ranks, as published."""
     backend: Literal["auto", "emulation", "triton"] = "auto"
     """What multiplies: `emulation`, on any device, or `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above.
     `auto` takes kernels where they were measured to be faster; until then that is nowhere."""
+
+    def table(self) -> dict[str, Any]:
+        """The options as manifest data; what was added later only where it differs from what was before, so that digests stay."""
+        table = super().table()
+        if self.dispatched_gradients == "bf16":
+            del table["dispatched_gradients"]
+        return table
 
 
 def build_fp8(options: FP8Options, site: Site) -> FP8:
@@ -57,6 +67,11 @@ def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
     """What these options ask for that no backend does."""
     if options.backend == "triton" and options.accumulation != "fp32":
         yield f"accumulation = '{options.accumulation}' is a model of hardware that only backend = 'emulation' computes."
+    if options.dispatched_gradients == "fp8" and (options.gradients != "tile" or options.scales != "power-of-two"):
+        yield (
+            f"dispatched_gradients = 'fp8' needs codes that can be made again without loss, and gradients = '{options.gradients}' with "
+            f"scales = '{options.scales}' makes none. Set gradients = 'tile' and scales = 'power-of-two', or leave it at 'bf16'."
+        )
 
 
 def fp8_storage(options: FP8Options) -> Storage:

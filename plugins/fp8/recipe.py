@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ...core.exchange import Wire
 from .backends import Backend, choose
 from .options import TILE, FP8Options
 from .quantize import Quantised, Rule, Tile
+from .wire import Codes
 
 Kept = Tensor | tuple[Quantised, torch.Size]
 """A tensor, or its codes and its shape."""
@@ -40,6 +42,14 @@ class Recipe:
     def gradient(self, grad: Tensor, along: Along = "channels") -> Quantised:
         """`[M, N]` gradients of outputs."""
         return self.backend.quantise(grad, tile_of(self.options.gradients, along), self.backward_rule)
+
+    @property
+    def wire(self) -> Wire:
+        """How rows may travel: as the very codes that a layer makes of them anyway, and makes again of what arrives, without loss."""
+        options = self.options
+        inputs = options.scales == "power-of-two" and options.activations == "tile" and options.saved_input == "fp8"
+        gradients = Codes(self.gradient, self.backward_rule.dtype) if options.dispatched_gradients == "fp8" else None
+        return Wire(Codes(self.activation, self.forward_rule.dtype) if inputs else None, gradients)
 
     def saving(self) -> AbstractContextManager[object]:
         """A context in which autograd keeps matrices of activations as codes: half the bytes of bf16."""

@@ -35,7 +35,7 @@ class ShardedData(Spread):
         if world.size() != self.processes:
             raise BestiaryError(f"parallelism.dp = {self.processes} needs as many processes, and {world.size()} were started.")
         self.mesh = Mesh(self.degrees)
-        share_experts(model, self.mesh, latency=self.options.latency / 1000)
+        self.traffic = share_experts(model, self.mesh, latency=self.options.latency / 1000, codes=self.options.wire == "auto")
         shards = self.options.shard or self.options.dp
         shard(model, model, self._shards(shards), reshard=self.options.reshard)
         register_fsdp_forward_method(model, "loss")

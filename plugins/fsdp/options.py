@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,9 @@ class FSDPOptions(Options):
     """Whether a block's parameters are given back after its forward pass (ZeRO-3), or kept until its backward pass (ZeRO-2)."""
     latency: float = Field(default=0.0, ge=0)
     """Milliseconds added to every exchange between experts."""
+    wire: Literal["auto", "plain"] = "auto"
+    """How rows travel between experts: `auto` sends FP8 codes, half the bytes, where `precision` computes with the same codes anyway, so
+    that results do not change; `plain` sends numbers as they are."""
 
 
 def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.auxiliary import attach
 from ...core.contracts import Context, GroupedProduct, Reduce
-from ...core.exchange import Exchange, Steps, finish
+from ...core.exchange import Coded, Exchange, Steps, Transport, coded_gradient, finish
 from ...core.layers.swiglu import SwiGLU, swiglu
 from ...core.site import Site
 from . import decode
@@ -46,7 +46,12 @@ class Experts(nn.Module):
         gate_up = self.gate_up_proj(sent.rows, sent.counts)
         with self.down_proj.saving():
             hidden = swiglu(gate_up) * sent.weights
-        return self.down_proj(hidden, sent.counts)
+        out, codec = self.down_proj(hidden, sent.counts), self.down_proj.wire.gradients
+        return out if codec is None else coded_gradient(out, codec)
+
+    def ways(self, transport: Transport) -> tuple[Coded, Coded]:
+        """To these experts and home again: rows as codes there, and gradients of results back, where the layers' `wire` has some."""
+        return Coded(transport, self.gate_up_proj.wire.inputs), Coded(transport.back, None, self.down_proj.wire.gradients)
 
 
 class MixtureOfExperts(nn.Module):
@@ -93,11 +98,12 @@ class MixtureOfExperts(nn.Module):
         sent = dispatch(x.flatten(0, -2), routing, self.count, multiple=lambda rows: 1, moves=self.moves)
         shared = () if self.shared_experts is None else (self.shared_experts(x),)
         meeting = self.ranks.meet(sent.counts)
-        (rows, weights), shared = yield Exchange((sent.rows, sent.weights), meeting.transport, shared)
+        there, home = self.experts.ways(meeting.transport) if self.ranks.codes else (meeting.transport, meeting.transport.back)
+        (rows, weights), shared = yield Exchange((sent.rows, sent.weights), (there, meeting.transport), shared)
         one_each = Routing(weights, meeting.experts[:, None])
         here = dispatch(rows, one_each, meeting.coming.shape[1], multiple=self.experts.gate_up_proj.row_multiple, moves=self.moves)
         done = self.combine(self.experts(here), here)
-        (back,), shared = yield Exchange((done,), meeting.transport.back, shared)
+        (back,), shared = yield Exchange((done,), (home,), shared)
         routed = self.combine(back, sent).view_as(x)
         return routed + shared[0] if shared else routed
 
