@@ -35,6 +35,7 @@ from .surgery import Conversion
 from .weights import Weight
 
 if TYPE_CHECKING:
+    from .manifest import Manifest
     from .plugins import Origin
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ def _no_cost(options: Any, site: Site) -> Cost:
     return Cost()
 
 
-def _no_check(options: Any, site: Site) -> Iterable[str]:
+def _no_check(options: Any, where: Any) -> Iterable[str]:
     return ()
 
 
@@ -127,6 +128,8 @@ class Component(Generic[T]):
     cost: Callable[[Any, Any], Cost] = _no_cost
     check: Callable[[Any, Any], Iterable[str]] = _no_check
     """What is wrong with these options at this site, as sentences; runs before anything is built."""
+    misfits: Callable[[Any, Manifest], Iterable[str]] = _no_check
+    """Parallelism components only: what keeps a model from being spread as the options say, as sentences; runs after every `check`."""
     storage: Callable[[Any], Storage] = _native_storage
     """Precision components only: how many bytes a number takes."""
     adjustable: tuple[str, ...] = ()
@@ -167,6 +170,9 @@ class Part(Generic[T]):
 
     def check(self, site: Site) -> list[str]:
         return list(self.component.check(self.options, site))
+
+    def misfits(self, manifest: Manifest) -> list[str]:
+        return list(self.component.misfits(self.options, manifest))
 
     def table(self) -> dict[str, Any]:
         return {"use": self.use, **self.options.table()}

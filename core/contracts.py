@@ -306,6 +306,20 @@ class Drafter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Share:
+    """What neighbouring ranks have of a model, each of them as much."""
+
+    ranks: range
+    stages: tuple[int, ...]
+    layers: tuple[range, ...]
+    """Of each stage."""
+    parameters: int
+    """On each of these ranks, before states are shared."""
+    flops: float
+    """Of a step, as a part of those of all stages."""
+
+
 class Parallelism(Protocol):
     """Where a model lies and who runs what. Every rank calls its methods alike, with the whole step's batch."""
 
@@ -328,6 +342,10 @@ class Parallelism(Protocol):
 
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words that finish "rank 3, which has ..."."""
+        ...
+
+    def shares(self, manifest: Manifest) -> Sequence[Share]:
+        """Which ranks have which layers; nothing where all have the same."""
         ...
 
     def clip(self, model: CausalLM, limit: float) -> float:

@@ -6,10 +6,12 @@ ranks = pp * tp * dp       ep divides dp * tp: the experts of a stage lie on `ep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import BestiaryError, Problem, suggest
+from .manifest import Manifest
+from .table import entries
 from .weights import Entry
 
 KEYS = {
@@ -80,11 +82,29 @@ def cut_units(entries: Iterable[Entry]) -> dict[str, int]:
     return {e.name: e.weight.shape[e.weight.cut_dim] // e.weight.unit for e in entries if e.weight.shard in ("column", "row")}
 
 
+def expert_misfits(manifest: Manifest, ranks: int, ep: int) -> Iterator[str]:
+    """What keeps `ep` of a stage's `ranks` from sharing a model's experts, as sentences with the degrees that are possible."""
+    counts = sorted({e.weight.shape[0] for e in entries(manifest) if e.weight.shard == "expert"}) if ep > 1 else []
+    if ep > 1 and not counts:
+        yield f"ep = {ep}, and the model has no experts to share. Use ep = 1."
+    bad = next((count for count in counts if count % ep), None)
+    if bad is not None:
+        yield f"ep = {ep} does not divide {bad} experts. Use one of {divisors(math.gcd(ranks, *counts))}."
+
+
+def divisors(of: int) -> list[int]:
+    """All that divide `of`.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    return [n for n in range(1, of + 1) if of % n == 0]
+
+
 def nearest(wanted: int, of: int) -> int:
     """The divisor of `of` that is nearest to `wanted` as a factor.
 
     >>> nearest(15, 2048)
     16
     """
-    divisors = [n for n in range(1, of + 1) if of % n == 0]
-    return min(divisors, key=lambda n: abs(math.log(n / wanted)))
+    return min(divisors(of), key=lambda n: abs(math.log(n / wanted)))

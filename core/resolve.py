@@ -221,6 +221,8 @@ class _Resolver:
         for path, part in manifest.parts():
             self.problems.extend(Problem(fact, f"{manifest.name}: {path}") for fact in part.check(manifest.site))
         self._stop()
+        self.problems.extend(Problem(fact, f"{manifest.name}: parallelism") for fact in manifest.parallelism.misfits(manifest))
+        self._stop()
 
 
 def _sub_slot(kind: type[Options], key: str) -> str | None:

@@ -17,6 +17,7 @@ def bestiary_parallelism() -> list[Component]:
             o.BothWaysOptions,
             o.build_dualpipe_v,
             check=o.check_dualpipe_v,
+            misfits=o.misfits,
             summary="DualPipeV: two half-size stages a rank in a V, forward and backward passes overlapped.",
         ),
         Component(
@@ -24,6 +25,7 @@ def bestiary_parallelism() -> list[Component]:
             o.BothWaysOptions,
             o.build_dualpipe,
             check=o.check_dualpipe,
+            misfits=o.misfits,
             summary="DualPipe: fed from both ends, every layer on two ranks, forward and backward passes overlapped.",
         ),
         Component(
@@ -31,6 +33,7 @@ def bestiary_parallelism() -> list[Component]:
             o.PipelineOptions,
             o.build_pipeline,
             check=o.check_pipeline,
+            misfits=o.misfits,
             summary="1F1B, interleaved 1F1B with and without overlap, ZB1P, ZB-V.",
         ),
     ]

@@ -9,8 +9,11 @@ from pydantic import Field
 
 from ...core.component import Options
 from ...core.errors import BestiaryError
+from ...core.layout import divisors, expert_misfits
+from .schedules.catalog import SCHEDULES, make
 
 if TYPE_CHECKING:
+    from ...core.manifest import Manifest
     from .pipeline import Pipeline
     from .schedules.actions import Schedule
 
@@ -60,8 +63,6 @@ def schedule(name: str, options: PipelineRanks) -> Schedule:
     Raises:
         BestiaryError: numbers that do not fit the schedule.
     """
-    from .schedules.catalog import make
-
     return make(name, ranks=options.pp, microbatches=options.micro_batches, chunks=getattr(options, "chunks", 2))
 
 
@@ -72,8 +73,7 @@ def name_of(options: PipelineRanks, component: str) -> str:
 
 def _check(component: str, options: PipelineRanks) -> Iterator[str]:
     if options.dp % options.ep:
-        valid = [n for n in range(1, options.dp + 1) if options.dp % n == 0]
-        yield f"ep = {options.ep} does not divide dp = {options.dp}. Use one of {valid}."
+        yield f"ep = {options.ep} does not divide dp = {options.dp}. Use one of {divisors(options.dp)}."
     try:
         schedule(name_of(options, component), options)
     except BestiaryError as error:
@@ -93,6 +93,23 @@ def check_dualpipe_v(options: BothWaysOptions, site: Any) -> Iterator[str]:
 def check_pipeline(options: PipelineOptions, site: Any) -> Iterator[str]:
     """What does not fit."""
     yield from _check("pipeline", options)
+
+
+def misfits(options: PipelineRanks, manifest: Manifest) -> Iterator[str]:
+    """What keeps a model from lying on these ranks."""
+    yield from expert_misfits(manifest, options.dp, options.ep)
+    yield from _stage_misfits(options, manifest)
+
+
+def _stage_misfits(options: PipelineRanks, manifest: Manifest) -> Iterator[str]:
+    kind, chunks = SCHEDULES[name_of(options, manifest.parallelism.use)], getattr(options, "chunks", 2)
+    layers, stages = manifest.model.num_hidden_layers, kind.stages(options.pp, chunks)
+    if stages > layers + 1:
+        step = 2 if kind.even_ranks else 1
+        most = next((pp for pp in range(options.pp - step, 0, -step) if kind.stages(pp, chunks) <= layers + 1), None)
+        remedy = f"Use pp = {most} at most" if most else "Take another schedule"
+        fact = f"pp = {options.pp} makes {stages} stages, and {layers} layers with the head make {layers + 1} at most."
+        yield f"{fact} {remedy}, or more layers."
 
 
 def build_dualpipe(options: BothWaysOptions, site: Any) -> Pipeline:

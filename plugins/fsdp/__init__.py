@@ -16,5 +16,6 @@ def bestiary_parallelism() -> Component:
         o.FSDPOptions,
         o.build_fsdp,
         check=o.fsdp_check,
+        misfits=o.fsdp_misfits,
         summary="Data parallelism that shards parameters, gradients and optimizer states (FSDP2, HSDP), and experts over ranks.",
     )

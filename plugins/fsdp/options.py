@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ...core.component import Options
+from ...core.layout import divisors, expert_misfits
 
 if TYPE_CHECKING:
+    from ...core.manifest import Manifest
     from .fsdp import ShardedData
 
 
@@ -36,8 +38,12 @@ def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:
     for name in ("shard", "ep"):
         degree = getattr(options, name)
         if degree is not None and options.dp % degree:
-            valid = [n for n in range(1, options.dp + 1) if options.dp % n == 0]
-            yield f"{name} = {degree} does not divide dp = {options.dp}. Use one of {valid}."
+            yield f"{name} = {degree} does not divide dp = {options.dp}. Use one of {divisors(options.dp)}."
+
+
+def fsdp_misfits(options: FSDPOptions, manifest: Manifest) -> Iterator[str]:
+    """What keeps a model from lying on these ranks."""
+    yield from expert_misfits(manifest, options.dp, options.ep)
 
 
 def build_fsdp(options: FSDPOptions, site: Any) -> ShardedData:
