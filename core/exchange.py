@@ -99,6 +99,7 @@ class Exchange:
     """A stop of a forward pass."""
 
     send: tuple[Tensor, ...]
+    """Gradients of floating-point numbers come back the same way."""
     transports: tuple[Transport, ...]
     """Of each."""
     keep: tuple[Tensor, ...] = ()
@@ -137,13 +138,15 @@ def coded_gradient(x: Tensor, codec: Codec) -> Tensor:
 class _Exchanged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, transports: tuple[Transport, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.transports = transports
-        return tuple(handle.wait() for handle in start_all(transports, tensors))
+        came = tuple(handle.wait() for handle in start_all(transports, tensors))
+        ctx.backs = [transport.back if tensor.is_floating_point() else None for transport, tensor in zip(transports, came, strict=True)]
+        ctx.mark_non_differentiable(*(tensor for tensor in came if not tensor.is_floating_point()))
+        return came
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        handles = start_all([transport.back for transport in ctx.transports], [grad.contiguous() for grad in grads])
-        return None, *(handle.wait() for handle in handles)
+        handles = [None if back is None else back.start(grad.contiguous()) for back, grad in zip(ctx.backs, grads, strict=True)]
+        return None, *(None if handle is None else handle.wait() for handle in handles)
 
 
 class _CodedGradient(torch.autograd.Function):

@@ -38,31 +38,12 @@ class ExpertRanks:
     """Whether rows travel as codes where a layer's `wire` has some."""
     traffic: Traffic = field(default_factory=Traffic)
 
-    def meet(self, counts: Tensor) -> Meeting:
-        """Tells every rank how many rows it will get: `[E]` rows for each expert, sorted by expert."""
-        going = counts.view(self.size, -1)
-        coming = torch.empty_like(going)
-        if self.group is None:
-            coming.copy_(going)
-        else:
+    def meet(self, going: Tensor) -> Transport:
+        """Tells every rank how many rows it will get: `[ranks]` rows for each, sorted by rank."""
+        coming = going.clone()
+        if self.group is not None:
             dist.all_to_all_single(coming, going.contiguous(), group=self.group)
-        return Meeting(AllToAll(self, going.sum(dim=1).tolist(), coming.sum(dim=1).tolist()), coming)
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """An exchange that was agreed on."""
-
-    transport: Transport
-    coming: Tensor
-    """`[ranks, local experts]`: rows that come from each rank for each expert here, in this order."""
-
-    @property
-    def experts(self) -> Tensor:
-        """`[N]`: the local expert of every row that comes."""
-        ranks, local = self.coming.shape
-        ids = torch.arange(local, device=self.coming.device).repeat(ranks)
-        return ids.repeat_interleave(self.coming.flatten())
+        return AllToAll(self, going.tolist(), coming.tolist())
 
 
 @dataclass(frozen=True)

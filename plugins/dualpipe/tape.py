@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...core.exchange import Exchange, Received, Steps, Transport, start_all
+from ...core.exchange import Exchange, Handle, Received, Steps, Transport, start_all
 from ...core.weight_gradients import WeightGradients
 from .stage import Segment
 
@@ -101,10 +101,9 @@ class Tape:
             if before is None:
                 return piece.inputs[0].grad
             sent = len(before.transports)
-            backs = [transport.back for transport in before.transports]
-            handles = start_all(backs, [_gradient(tensor) for tensor in piece.inputs[:sent]])
+            handles = [_home(*pair) for pair in zip(before.transports, piece.inputs[:sent], strict=True)]
             yield
-            grads = (*(handle.wait() for handle in handles), *(tensor.grad for tensor in piece.inputs[sent:]))
+            grads = (*map(_arrived, handles), *(tensor.grad for tensor in piece.inputs[sent:]))
         raise AssertionError("unreachable")
 
     def _autograd(self, piece: Piece, grads: tuple[Tensor | None, ...], defer: bool) -> None:
@@ -145,8 +144,15 @@ def _resume(steps: Steps, received: Received | None) -> Exchange | Tensor:
         return end.value
 
 
-def _gradient(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
+def _home(transport: Transport, tensor: Tensor) -> Handle | None:
+    """Sends the gradient of what came back to where it came from; integers have none."""
+    if not tensor.is_floating_point():
+        return None
+    return transport.back.start(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous())
+
+
+def _arrived(handle: Handle | None) -> Tensor | None:
+    return None if handle is None else handle.wait()
 
 
 def alone(turns: Generator[None, None, Tensor | None]) -> Tensor | None:

@@ -23,6 +23,7 @@ from .balance import balance_loss, expert_load, max_violation, sequence_load
 from .dispatch import TORCH, Dispatched, Moves, combine, dispatch
 from .hookspecs import Router, Routing
 from .options import MoEOptions, router_site
+from .travel import arrive, leave
 
 if TYPE_CHECKING:
     from ...core.distributed.experts import ExpertRanks
@@ -89,22 +90,18 @@ class MixtureOfExperts(nn.Module):
         self.ranks = ranks
 
     def steps(self, x: Tensor, context: Context) -> Steps:
-        """`forward` over all ranks that share the experts: it stops while rows travel to their experts, and while they come back.
-
-        Rows arrive sorted by the rank that they come from; dispatching them once more, each to its one expert, sorts them by expert.
-        """
+        """`forward` over all ranks that share the experts: it stops while rows travel to their experts, and while they come back."""
         assert self.ranks is not None
-        routing = self.route(x, context)
-        sent = dispatch(x.flatten(0, -2), routing, self.count, multiple=lambda rows: 1, moves=self.moves)
+        here = self.count // self.ranks.size
+        leaving = leave(self.route(x, context), self.ranks.size, here, x.dtype)
+        rows = leaving.copies.spread(x.flatten(0, -2))
         shared = () if self.shared_experts is None else (self.shared_experts(x),)
-        meeting = self.ranks.meet(sent.counts)
-        there, home = self.experts.ways(meeting.transport) if self.ranks.codes else (meeting.transport, meeting.transport.back)
-        (rows, weights), shared = yield Exchange((sent.rows, sent.weights), (there, meeting.transport), shared)
-        one_each = Routing(weights, meeting.experts[:, None])
-        here = dispatch(rows, one_each, meeting.coming.shape[1], multiple=self.experts.gate_up_proj.row_multiple, moves=self.moves)
-        done = self.combine(self.experts(here), here)
-        (back,), shared = yield Exchange((done,), (home,), shared)
-        routed = self.combine(back, sent).view_as(x)
+        way = self.ranks.meet(leaving.counts)
+        there, home = self.experts.ways(way) if self.ranks.codes else (way, way.back)
+        (rows, weights, experts), shared = yield Exchange((rows, leaving.weights, leaving.experts), (there, way, way), shared)
+        sent, copies = arrive(rows, experts, weights, here, self.experts.gate_up_proj.row_multiple, self.moves)
+        (back,), shared = yield Exchange((copies.gather(self.experts(sent)),), (home,), shared)
+        routed = leaving.copies.gather(back).view_as(x)
         return routed + shared[0] if shared else routed
 
     def route(self, x: Tensor, context: Context) -> Routing:
