@@ -96,6 +96,10 @@ class Storage:
     """A matrix of the blocks when only used."""
     inference_high: float = 2
     """Everything else when only used: embedding, head, gate, norms."""
+    dispatch: float = 2
+    """A number of a row on its way to an expert on another rank; rows come home in `activation` bytes."""
+    dispatch_gradient: float = 2
+    """The same of the gradient of an expert's result."""
 
 
 def _no_weights(options: Any, site: Site) -> Sequence[Weight]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.distributed.placement import Placement, in_order, place_experts
+from ..core.distributed.reach import expert_groups
 from ..core.errors import BestiaryError
-from ..core.manifest import Manifest, nested
+from ..core.manifest import Manifest
 from ..registry.catalog import resolve
 from .training.metrics import read_log
 from .training.result import METRICS
@@ -61,7 +62,7 @@ def place_run(folder: Path, *, ranks: int, nodes: int = 1, redundant: int = 0) -
         Placed(
             layer,
             tuple(load),
-            place_experts(load, ranks=ranks, slots=len(load) + redundant, groups=_groups(manifest, layer), nodes=nodes),
+            place_experts(load, ranks=ranks, slots=len(load) + redundant, groups=expert_groups(manifest, layer)[0], nodes=nodes),
         )
         for layer, load in sorted(loads.items())
     ]
@@ -76,9 +77,3 @@ def _read(folder: Path) -> tuple[Manifest, dict[int, list[float]]]:
         raise BestiaryError(f"{folder}: no evaluation of this run told how experts are used. Its model needs layers with experts.")
     manifest = resolve(json.loads(resolved.read_text(encoding="utf-8")))
     return manifest, {int(layer): load for layer, load in measured[-1].items()}
-
-
-def _groups(manifest: Manifest, layer: int) -> int:
-    """Groups of experts in a layer, as the published name `n_group` says; blocks of objectives are like the last layer."""
-    part = manifest.layers[min(layer, len(manifest.layers) - 1)].ffn
-    return max(getattr(inner.options, "n_group", 1) for _, inner in nested(part))

@@ -49,6 +49,11 @@ class FP8Options(Options):
     """What multiplies: `emulation`, on any device, or `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above.
     `auto` takes kernels where they were measured to be faster; until then that is nowhere."""
 
+    @property
+    def inputs_keep(self) -> bool:
+        """Whether a layer makes the same codes again, and all else that it computes, of what its codes stand for."""
+        return self.scales == "power-of-two" and self.activations == "tile" and self.saved_input == "fp8"
+
     def table(self) -> dict[str, Any]:
         """The options as manifest data; what was added later only where it differs from what was before, so that digests stay."""
         table = super().table()
@@ -77,4 +82,7 @@ def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
 def fp8_storage(options: FP8Options) -> Storage:
     """Master weights, gradients and moments as in bf16 training; the copy that is computed with has one byte and its factors."""
     block = TILE * TILE if options.weights == "block" else TILE
-    return Storage(copy=1 + 4 / block, inference=2, inference_high=2)
+    code, plain = 1 + 4 / TILE, 2
+    gradient = code if options.dispatched_gradients == "fp8" else plain
+    dispatch = code if options.inputs_keep else plain
+    return Storage(copy=1 + 4 / block, inference=2, inference_high=2, dispatch=dispatch, dispatch_gradient=gradient)

@@ -47,9 +47,8 @@ class Recipe:
     def wire(self) -> Wire:
         """How rows may travel: as the very codes that a layer makes of them anyway, and makes again of what arrives, without loss."""
         options = self.options
-        inputs = options.scales == "power-of-two" and options.activations == "tile" and options.saved_input == "fp8"
         gradients = Codes(self.gradient, self.backward_rule.dtype) if options.dispatched_gradients == "fp8" else None
-        return Wire(Codes(self.activation, self.forward_rule.dtype) if inputs else None, gradients)
+        return Wire(Codes(self.activation, self.forward_rule.dtype) if options.inputs_keep else None, gradients)
 
     def saving(self) -> AbstractContextManager[object]:
         """A context in which autograd keeps matrices of activations as codes: half the bytes of bf16."""
