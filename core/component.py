@@ -96,9 +96,9 @@ class Storage:
     """A matrix of the blocks when only used."""
     inference_high: float = 2
     """Everything else when only used: embedding, head, gate, norms."""
-    dispatch: float = 2
-    """A number of a row on its way to an expert on another rank; rows come home in `activation` bytes."""
-    dispatch_gradient: float = 2
+    dispatch: float | None = None
+    """A number of a row on its way to an expert on another rank; as many as `activation` when None, as on its way home."""
+    dispatch_gradient: float | None = None
     """The same of the gradient of an expert's result."""
 
 

@@ -81,17 +81,18 @@ class Coded:
         """Begins to send `[N, C]`."""
         if self.there is None:
             return self.transport.start(rows)
-        return _Decoding(self.transport.start(self.there.encode(rows)), self.there, rows)
+        return _Decoding(self.transport.start(self.there.encode(rows)), self.there, rows.shape[1], rows.dtype)
 
 
 @dataclass(frozen=True)
 class _Decoding:
     handle: Handle
     codec: Codec
-    like: Tensor
+    width: int
+    dtype: torch.dtype
 
     def wait(self) -> Tensor:
-        return self.codec.decode(self.handle.wait(), self.like.shape[1], self.like.dtype)
+        return self.codec.decode(self.handle.wait(), self.width, self.dtype)
 
 
 @dataclass(frozen=True)

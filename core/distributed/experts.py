@@ -98,7 +98,7 @@ def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0, codes: b
         latency: seconds to add to every exchange.
         codes: whether rows travel as codes where the layer that gets them allows it.
     """
-    size, index = mesh.degrees.expert, mesh.expert
+    size, index, traffic = mesh.degrees.expert, mesh.expert, Traffic()
     if size > 1:
         held, cut = state(model), Cut(0, index, size, mesh.sparse["replica", "expert"])
         for name, entry in own_entries(model.manifest).items():
@@ -107,9 +107,9 @@ def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0, codes: b
                 whole = held[name]
                 model.get_submodule(path)._parameters[last] = nn.Parameter(cut.part(whole.detach()), requires_grad=whole.requires_grad)
                 model.cuts[name] = cut
-    ranks = ExpertRanks(size, index, mesh.group("expert"), latency, codes)
     if size > 1 or latency:
+        ranks = ExpertRanks(size, index, mesh.group("expert"), latency, codes, traffic)
         for module in model.modules():
             if hasattr(module, "share_experts"):
                 module.share_experts(ranks)  # type: ignore[operator]
-    return ranks.traffic
+    return traffic

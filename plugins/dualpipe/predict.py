@@ -122,7 +122,8 @@ def _reach(entry: Entry, manifest: Manifest, places: int) -> float:
 def _row_bytes(manifest: Manifest) -> float:
     """Of a row that goes to another rank and comes home, and of its gradients."""
     storage = manifest.precision.storage()
-    return manifest.model.hidden_size * (storage.dispatch + storage.dispatch_gradient + 2 * storage.activation)
+    there = sum(storage.activation if way is None else way for way in (storage.dispatch, storage.dispatch_gradient))
+    return manifest.model.hidden_size * (there + 2 * storage.activation)
 
 
 def _data_bytes(rows: list[Entry], layout: Layout) -> float:

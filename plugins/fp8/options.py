@@ -82,7 +82,7 @@ def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
 def fp8_storage(options: FP8Options) -> Storage:
     """Master weights, gradients and moments as in bf16 training; the copy that is computed with has one byte and its factors."""
     block = TILE * TILE if options.weights == "block" else TILE
-    code, plain = 1 + 4 / TILE, 2
-    gradient = code if options.dispatched_gradients == "fp8" else plain
-    dispatch = code if options.inputs_keep else plain
+    code = 1 + 4 / TILE
+    gradient = code if options.dispatched_gradients == "fp8" else None
+    dispatch = code if options.inputs_keep else None
     return Storage(copy=1 + 4 / block, inference=2, inference_high=2, dispatch=dispatch, dispatch_gradient=gradient)
