@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import convert, cost, extend, generate, hub, inspect, plan, push, simulate, studies
+from . import convert, cost, extend, generate, hub, inspect, place, plan, push, simulate, studies
 
 app = typer.Typer(
     name="bestiary",
@@ -15,7 +15,7 @@ app = typer.Typer(
 )
 for verb in (inspect.list_, inspect.show, inspect.explain, inspect.validate, inspect.diff, inspect.plugins):
     app.command(verb.__name__.rstrip("_"))(verb)
-for verb in (hub.pull, push.push, convert.convert, convert.verify, plan.plan, cost.cost, simulate.simulate):
+for verb in (hub.pull, push.push, convert.convert, convert.verify, plan.plan, cost.cost, simulate.simulate, place.place):
     app.command(verb.__name__)(verb)
 for verb in (studies.train, studies.ablate, extend.extend, generate.generate):
     app.command(verb.__name__)(verb)

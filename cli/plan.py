@@ -141,9 +141,19 @@ def _told(step: Prediction, mfu: float, overlap: float) -> list[str]:
         f"a step of {engineering(step.tokens)} tokens: {step.seconds:.1f} s at {mfu:.0%} of the bf16 peak while computing{hidden}; bubble "
         f"{step.bubble:.1%}, {step.tokens_per_second:,.0f} tokens/s per GPU, "
         f"{engineering(step.hours_per_trillion)} GPU hours per trillion tokens",
+        *_reached(step),
         f"a GPU sends in a step: {octets(step.expert_bytes)} between experts, {tensors}{octets(step.stage_bytes)} between stages, "
         f"{octets(step.data_bytes)} between data ranks",
     ]
+
+
+def _reached(step: Prediction) -> list[str]:
+    if step.reach <= 1:
+        return []
+    from ..plugins.dualpipe.predict import NODE
+
+    nodes = "" if step.nodes is None else f", on {step.nodes:.1f} nodes of {NODE} GPUs"
+    return [f"a token travels to {step.reach:.1f} ranks{nodes}, all choices of experts being equally likely"]
 
 
 def _check_options(context: typer.Context, *, reads: bool) -> None:

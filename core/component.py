@@ -102,6 +102,10 @@ class Storage:
     """Everything else when only used: embedding, head, gate, norms."""
     tile: int | None = 1
     """Neighbouring rows and columns of a matrix that share a factor, so that a cut may not part them; None for all of them."""
+    dispatch: float | None = None
+    """A number of a row on its way to an expert on another rank; as many as `activation` when None, as on its way home."""
+    dispatch_gradient: float | None = None
+    """The same of the gradient of an expert's result."""
 
 
 def _no_weights(options: Any, site: Site) -> Sequence[Weight]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .exchange import Wire
 from .layers.swiglu import silu_product, swiglu
 
 if TYPE_CHECKING:
@@ -166,6 +167,9 @@ class GroupedLayer(nn.Module):
 
     weight: nn.Parameter
     """`[E, d_out, d_in]`, in the dtype in which it is stored."""
+
+    wire = Wire()
+    """How its rows may come from other ranks."""
 
     def gated(self, gate_up: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
         """The layer on SwiGLU of rows `[N, 2 d_in]`, each times its routing weight `[N, 1]`; see `LinearLayer.gated`."""
@@ -322,6 +326,20 @@ class Drafter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Share:
+    """What neighbouring ranks have of a model, each of them as much."""
+
+    ranks: range
+    stages: tuple[int, ...]
+    layers: tuple[range, ...]
+    """Of each stage."""
+    parameters: int
+    """On each of these ranks, before states are shared."""
+    flops: float
+    """Of a step, as a part of those of all stages."""
+
+
 class Parallelism(Protocol):
     """Where a model lies and who runs what. Every rank calls its methods alike, with the whole step's batch."""
 
@@ -344,6 +362,10 @@ class Parallelism(Protocol):
 
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words that finish "rank 3, which has ..."."""
+        ...
+
+    def shares(self, manifest: Manifest) -> Sequence[Share]:
+        """Which ranks have which layers; nothing where all have the same."""
         ...
 
     def clip(self, model: CausalLM, limit: float) -> float:

@@ -4,14 +4,14 @@ A module that talks to other ranks writes its forward pass as a generator. At ea
 afterwards; it is resumed with both. Between two exchanges it holds no tensor of the pass but those, so that a schedule may cut
 autograd's graph there and run the pieces of two passes in turns.
 
-    rows, (x,) = yield Exchange((rows,), transport, keep=(x,))
+    (rows,), (x,) = yield Exchange((rows,), (transport,), keep=(x,))
 
 `finish` runs such a pass to its end on its own, with autograd going through the exchanges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,18 +43,72 @@ class Transport(Protocol):
         ...
 
 
+class Codec(Protocol):
+    """Rows in fewer bytes, for the way."""
+
+    def encode(self, rows: Tensor) -> Tensor:
+        """`[N, C]` to `[N, bytes]` uint8."""
+        ...
+
+    def decode(self, codes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+        """`[N, bytes]` to `[N, width]`, what is left of the numbers that were encoded."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wire:
+    """How rows may travel to a layer without a change of what it computes; None where they travel as they are."""
+
+    inputs: Codec | None = None
+    gradients: Codec | None = None
+    """Of the gradients of the layer's outputs."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Another transport, by which rows travel in fewer bytes, there, back, or both."""
+
+    transport: Transport
+    there: Codec | None = None
+    returning: Codec | None = None
+
+    @property
+    def back(self) -> Coded:
+        """The way back."""
+        return Coded(self.transport.back, self.returning, self.there)
+
+    def start(self, rows: Tensor) -> Handle:
+        """Begins to send `[N, C]`."""
+        if self.there is None:
+            return self.transport.start(rows)
+        return _Decoding(self.transport.start(self.there.encode(rows)), self.there, rows.shape[1], rows.dtype)
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    handle: Handle
+    codec: Codec
+    width: int
+    dtype: torch.dtype
+
+    def wait(self) -> Tensor:
+        return self.codec.decode(self.handle.wait(), self.width, self.dtype)
+
+
 @dataclass(frozen=True)
 class Exchange:
     """A stop of a forward pass."""
 
     send: tuple[Tensor, ...]
-    transport: Transport
+    """Gradients of floating-point numbers come back the same way."""
+    transports: tuple[Transport, ...]
+    """Of each."""
     keep: tuple[Tensor, ...] = ()
     """Every other tensor of this pass that carries gradients and is needed afterwards."""
 
     def keeping(self, tensor: Tensor) -> Exchange:
         """The same stop of a pass that needs one tensor more."""
-        return Exchange(self.send, self.transport, (*self.keep, tensor))
+        return Exchange(self.send, self.transports, (*self.keep, tensor))
 
 
 Steps = Generator[Exchange, Received, Tensor]
@@ -66,23 +120,43 @@ def finish(steps: Steps) -> Tensor:
     try:
         stop = next(steps)
         while True:
-            received: Any = _Exchanged.apply(stop.transport, *stop.send)
+            received: Any = _Exchanged.apply(stop.transports, *stop.send)
             stop = steps.send((received, stop.keep))
     except StopIteration as end:
         return end.value
 
 
-def send_all(transport: Transport, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Sends several tensors and waits for what comes."""
-    return tuple(handle.wait() for handle in [transport.start(tensor) for tensor in tensors])
+def start_all(transports: Iterable[Transport], tensors: Iterable[Tensor]) -> list[Handle]:
+    """Begins to send several tensors, each by its transport."""
+    return [transport.start(tensor) for transport, tensor in zip(transports, tensors, strict=True)]
+
+
+def coded_gradient(x: Tensor, codec: Codec) -> Tensor:
+    """`x`, whose gradient `[N, C]` will be what a codec leaves of it, as if it had travelled."""
+    return _CodedGradient.apply(x, codec)  # type: ignore[return-value]
 
 
 class _Exchanged(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, transport: Transport, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.back = transport.back
-        return send_all(transport, tensors)
+    def forward(ctx: Any, transports: tuple[Transport, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        came = tuple(handle.wait() for handle in start_all(transports, tensors))
+        ctx.backs = [transport.back if tensor.is_floating_point() else None for transport, tensor in zip(transports, came, strict=True)]
+        ctx.mark_non_differentiable(*(tensor for tensor in came if not tensor.is_floating_point()))
+        return came
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *send_all(ctx.back, tuple(grad.contiguous() for grad in grads))
+        handles = [None if back is None else back.start(grad.contiguous()) for back, grad in zip(ctx.backs, grads, strict=True)]
+        return None, *(None if handle is None else handle.wait() for handle in handles)
+
+
+class _CodedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codec: Codec) -> Tensor:
+        ctx.codec = codec
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return ctx.codec.decode(ctx.codec.encode(grad), grad.shape[1], grad.dtype), None

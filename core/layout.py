@@ -87,6 +87,16 @@ def cut_units(entries: Iterable[Entry]) -> dict[str, int]:
     return {e.name: e.weight.shape[e.weight.cut_dim] // e.weight.unit for e in entries if e.weight.shard in ("column", "row")}
 
 
+def expert_misfits(manifest: Manifest, ranks: int, ep: int) -> Iterator[str]:
+    """What keeps `ep` of a stage's `ranks` from sharing a model's experts, as sentences with the degrees that are possible."""
+    counts = sorted({e.weight.shape[0] for e in entries(manifest) if e.weight.shard == "expert"}) if ep > 1 else []
+    if ep > 1 and not counts:
+        yield f"ep = {ep}, and the model has no experts to share. Use ep = 1."
+    bad = next((count for count in counts if count % ep), None)
+    if bad is not None:
+        yield f"ep = {ep} does not divide {bad} experts. Use one of {divisors(math.gcd(ranks, *counts))}."
+
+
 def tensor_misfits(manifest: Manifest, tp: int) -> Iterator[str]:
     """What keeps `tp` ranks from sharing a model's matrices, as sentences with the degrees that are possible."""
     rows = [entry for entry in entries(manifest) if entry.weight.shard in ("column", "row")] if tp > 1 else []

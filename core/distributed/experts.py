@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,13 @@ from .mesh import Mesh
 from .tensor_ranks import ALONE, TensorRanks
 
 
+@dataclass
+class Traffic:
+    """What a rank has sent to experts and tokens of other ranks."""
+
+    bytes: int = 0
+
+
 @dataclass(frozen=True)
 class ExpertRanks:
     """The ranks that share the experts of a layer: rank i holds the i-th of equal ranges."""
@@ -31,33 +38,18 @@ class ExpertRanks:
     """Seconds that are added to every exchange, to see what overlap hides; 0 in earnest."""
     tensor: TensorRanks = ALONE
     """The ranks that have the same rows as this one; each sends a part of them."""
+    codes: bool = True
+    """Whether rows travel as codes where a layer's `wire` has some."""
+    traffic: Traffic = field(default_factory=Traffic)
 
-    def meet(self, counts: Tensor) -> Meeting:
-        """Tells every rank how many rows it will get: `[E]` rows for each expert, sorted by expert."""
-        going = self.tensor.deal_counts(counts).view(self.size, -1)
-        coming = torch.empty_like(going)
-        if self.group is None:
-            coming.copy_(going)
-        else:
+    def meet(self, counts: Tensor) -> Transport:
+        """Tells every rank how many rows it will get: `[ranks]` rows for each, sorted by rank."""
+        going = self.tensor.deal_counts(counts)
+        coming = going.clone()
+        if self.group is not None:
             dist.all_to_all_single(coming, going.contiguous(), group=self.group)
-        transport = AllToAll(self, going.sum(dim=1).tolist(), coming.sum(dim=1).tolist())
-        return Meeting(transport if self.tensor.size == 1 else Dealt(transport, self.tensor, int(counts.sum())), coming)
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """An exchange that was agreed on."""
-
-    transport: Transport
-    coming: Tensor
-    """`[ranks, local experts]`: rows that come from each rank for each expert here, in this order."""
-
-    @property
-    def experts(self) -> Tensor:
-        """`[N]`: the local expert of every row that comes."""
-        ranks, local = self.coming.shape
-        ids = torch.arange(local, device=self.coming.device).repeat(ranks)
-        return ids.repeat_interleave(self.coming.flatten())
+        transport = AllToAll(self, going.tolist(), coming.tolist())
+        return transport if self.tensor.size == 1 else Dealt(transport, self.tensor, int(counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -78,6 +70,7 @@ class AllToAll:
         rows, ready = rows.contiguous(), time.perf_counter() + self.ranks.latency
         if self.ranks.group is None:
             return Arriving(rows.clone(), None, ready)
+        self.ranks.traffic.bytes += (len(rows) - self.going[self.ranks.index]) * rows[:1].nbytes
         came = rows.new_empty(sum(self.coming), *rows.shape[1:])
         sent, into = (t.view(torch.uint8) if t.dtype.is_floating_point and t.element_size() == 1 else t for t in (rows, came))
         work = dist.all_to_all_single(into, sent, self.coming, self.going, group=self.ranks.group, async_op=True)
@@ -102,15 +95,16 @@ class Arriving:
         return self.rows
 
 
-def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0) -> None:
-    """Leaves this rank's experts in the model, and tells layers with experts of their ranks.
+def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0, codes: bool = True) -> Traffic:
+    """Leaves this rank's experts in the model, and tells layers with experts of their ranks; returns the meter of what they will send.
 
     Args:
         model: on meta.
         mesh: whose `expert` ranks share the experts.
         latency: seconds to add to every exchange.
+        codes: whether rows travel as codes where the layer that gets them allows it.
     """
-    size, index = mesh.degrees.expert, mesh.expert
+    size, index, traffic = mesh.degrees.expert, mesh.expert, Traffic()
     if size > 1:
         held, cut = state(model), Cut(0, index, size, mesh.sparse["replica", "expert"])
         for name, entry in own_entries(model.manifest).items():
@@ -118,7 +112,8 @@ def share_experts(model: CausalLM, mesh: Mesh, *, latency: float = 0.0) -> None:
                 keep_part(model, name, cut)
     if size > 1 or latency:
         tensor = TensorRanks(mesh.degrees.tensor, mesh.tensor, mesh.group("tensor")) if size > 1 else ALONE
-        ranks = ExpertRanks(size, index, mesh.group("expert"), latency, tensor)
+        ranks = ExpertRanks(size, index, mesh.group("expert"), latency, tensor, codes, traffic)
         for module in model.modules():
             if hasattr(module, "share_experts"):
                 module.share_experts(ranks)  # type: ignore[operator]
+    return traffic

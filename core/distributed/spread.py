@@ -12,10 +12,12 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 
 from ..backbone import CausalLM
-from ..contracts import Batch, Loss, added
+from ..contracts import Batch, Loss, Share, added
 from ..errors import BestiaryError, Problem
+from ..manifest import Manifest
 from . import world
 from .cuts import shares_experts
+from .experts import Traffic
 from .gradients import clip_gradients, sum_gradients
 from .mesh import Mesh
 
@@ -34,6 +36,12 @@ class Spread:
         """Groups of ranks, with the names of parameters that they hold alike in different pipeline stages."""
         self.twins: Any = None
         """The group of ranks whose layers see other micro-batches of the same step, apart from data ranks."""
+        self.traffic = Traffic()
+        """Between experts, of this rank since it was placed."""
+
+    def shares(self, manifest: Manifest) -> Sequence[Share]:
+        """Which ranks have which layers: here all have the same."""
+        return ()
 
     def clip(self, model: CausalLM, limit: float) -> float:
         """Scales the gradients of all ranks so that their norm is at most `limit`; returns the norm before."""

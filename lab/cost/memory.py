@@ -12,7 +12,6 @@ What is counted, and how (docs/cost.md says more):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from ...core.component import Cost, Storage
 from ...core.errors import BestiaryError
 from ...core.layout import Layout, parse_layout
 from ...core.manifest import Manifest
-from ...core.stages import place
+from ...core.stages import distinct, place
 from ...core.table import entries
 from ...core.weights import Entry
 from .gpus import Gpu, find_gpu
@@ -169,7 +168,7 @@ class _Count:
         schedule, pp = self.request.schedule, self.layout.pp
         held = schedule.held(rank, pp)
         flights = tuple(schedule.in_flight(stage, pp, self.request.micro_batches) for stage in held)
-        rows = _held([entry for stage in held for entry in self.rows[stage]])
+        rows = distinct([entry for stage in held for entry in self.rows[stage]])
         weights, gradients, optimizer = (int(sum(column)) for column in zip(*map(self._row, rows), strict=True))
         activations = sum(count * self._kept(stage) for stage, count in zip(held, flights, strict=True)) + self._running(held)
         memory = Memory(weights + int(self._gathered(held)), gradients, optimizer, int(activations))
@@ -242,9 +241,3 @@ class _Count:
             return 0.0
         blocks = [self._saved(self.costs[layer]) for stage in held for layer in self.layers[stage]]
         return self._tokens() * max(blocks, default=0.0)
-
-
-def _held(rows: Iterable[Entry]) -> list[Entry]:
-    """Each parameter once; a copy of another (MTP's embedding and head) only where that one lies elsewhere."""
-    named = {entry.name: entry for entry in rows}
-    return [entry for entry in named.values() if entry.weight.duplicate_of not in named]

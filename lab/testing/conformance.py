@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from ...core.assemble import state
 from ...core.backbone import CausalLM
 from ...core.contracts import IGNORE, Batch
+from ...core.distributed.spread import Spread
 from ...core.recompute import recompute_blocks
 from ...registry.catalog import resolve
 from ...registry.create import create_model
@@ -76,6 +77,8 @@ class Outcome:
     """Of the last step."""
     state: dict[str, Tensor] = field(default_factory=dict)
     """Parameters and persistent buffers after the steps."""
+    sent: int = 0
+    """Bytes that went to experts and tokens of other ranks."""
 
 
 def assert_same(processes: Processes, case: Case) -> None:
@@ -127,6 +130,7 @@ def outcome(case: Case) -> Outcome:
     held_out = parallelism.evaluate(model, batch(case, rows, model.manifest.model.vocab_size, case.steps))
     seen.held_out, seen.observed = float(held_out.total), held_out.observed
     seen.state = {name: _whole(tensor.detach(), name, model) for name, tensor in state(model).items()}
+    seen.sent = parallelism.traffic.bytes if isinstance(parallelism, Spread) else 0
     return seen
 
 

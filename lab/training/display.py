@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ...core.contracts import Share
 from ..progress import console
+from ..units import short
 from .metrics import Line
+
+
+def show_shares(shares: Sequence[Share]) -> None:
+    """A table of what lies where, before a run begins."""
+    if not shares:
+        return
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("ranks", "stages", "layers", "parameters", "FLOPs"):
+        table.add_column(heading, justify="right" if heading in ("parameters", "FLOPs") else "left")
+    for share in shares:
+        layers = ", ".join(_range(layers) for layers in share.layers)
+        table.add_row(_range(share.ranks), ", ".join(map(str, share.stages)), layers, short(share.parameters), f"{share.flops:.1%}")
+    console.print(table)
+
+
+def _range(numbers: range) -> str:
+    return "none" if not numbers else str(numbers.start) if len(numbers) == 1 else f"{numbers.start}-{numbers.stop - 1}"
 
 
 class Display:

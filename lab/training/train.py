@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ...core.adjust import check_adjustable
+from ...core.contracts import Parallelism
 from ...core.distributed import world
 from ...core.errors import BestiaryError
 from ...core.host import keep_freed_memory
@@ -19,7 +20,7 @@ from ..options import Recipe
 from ..progress import console
 from ..recipe import load_recipe
 from .device import choose
-from .display import Display
+from .display import Display, show_shares
 from .interrupt import Interrupt
 from .result import RunResult
 from .run import Run
@@ -65,11 +66,13 @@ def train(
 def _train(
     recipe: Recipe, manifest: Manifest, device: torch.device, folder: Path, *, progress: bool, resume: bool, overwrite: bool
 ) -> RunResult:
-    _check_processes(manifest)
+    parallelism = _fitting(manifest)
     data = open_data(recipe, manifest)
     if data.left_out and progress:
         console.print(f"{len(data.left_out)} files are not UTF-8 text and are left out, such as {data.left_out[0]}", soft_wrap=True)
     run = Run(recipe, manifest, data, device, folder, digest=run_digest(recipe, manifest, data.digest))
+    if progress:
+        show_shares(parallelism.shares(manifest))
     step = run.prepare(resume=resume, overwrite=overwrite)
     if step and progress:
         console.print(f"{folder}: goes on after step {step} of {recipe.steps}", soft_wrap=True, highlight=False)
@@ -80,12 +83,14 @@ def _train(
     return run.finish()
 
 
-def _check_processes(manifest: Manifest) -> None:
-    needed = manifest.parallelism.build(manifest.site).processes
+def _fitting(manifest: Manifest) -> Parallelism:
+    parallelism: Parallelism = manifest.parallelism.build(manifest.site)
+    needed = parallelism.processes
     if world.size() != needed:
         use = manifest.parallelism.use
         remedy = f"Start it with `bestiary train RECIPE --nproc {needed}`, or set set.parallelism.use = 'local'."
         raise BestiaryError(f"parallelism.use = '{use}' needs {needed} processes, and there are {world.size()}. {remedy}")
+    return parallelism
 
 
 def run_digest(recipe: Recipe, manifest: Manifest, data_digest: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from ...core.backbone import CausalLM
-from ...core.contracts import Batch, Loss, added
+from ...core.contracts import Batch, Loss, Share, added
 from ...core.manifest import Manifest
 from .options import LocalOptions
 
@@ -42,6 +43,10 @@ class Local:
     def describe(self, manifest: Manifest, rank: int) -> str:
         """What a rank holds, in words."""
         return "everything"
+
+    def shares(self, manifest: Manifest) -> Sequence[Share]:
+        """Nothing to share."""
+        return ()
 
     def clip(self, model: CausalLM, limit: float) -> float:
         """As torch does."""

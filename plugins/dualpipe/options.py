@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ...core.component import Options
 from ...core.errors import BestiaryError
-from ...core.layout import divisors, tensor_misfits
+from ...core.layout import divisors, expert_misfits, tensor_misfits
+from .schedules.catalog import SCHEDULES, make
 
 if TYPE_CHECKING:
     from ...core.manifest import Manifest
@@ -36,6 +37,9 @@ class PipelineRanks(Options):
     FSDP2, except routed experts where `ep` spreads them. Stages stay whole during a step."""
     latency: float = Field(default=0.0, ge=0)
     """Milliseconds added to every exchange between experts, to see on any machine what overlap hides."""
+    wire: Literal["auto", "plain"] = "auto"
+    """How rows travel between experts: `auto` sends FP8 codes, half the bytes, where `precision` computes with the same codes anyway, so
+    that results do not change; `plain` sends numbers as they are."""
 
 
 class BothWaysOptions(PipelineRanks):
@@ -62,8 +66,6 @@ def schedule(name: str, options: PipelineRanks) -> Schedule:
     Raises:
         BestiaryError: numbers that do not fit the schedule.
     """
-    from .schedules.catalog import make
-
     return make(name, ranks=options.pp, microbatches=options.micro_batches, chunks=getattr(options, "chunks", 2))
 
 
@@ -100,6 +102,19 @@ def check_pipeline(options: PipelineOptions, site: Any) -> Iterator[str]:
 def misfits(options: PipelineRanks, manifest: Manifest) -> Iterator[str]:
     """What keeps a model from lying on these ranks."""
     yield from tensor_misfits(manifest, options.tp)
+    yield from expert_misfits(manifest, options.dp * options.tp, options.ep)
+    yield from _stage_misfits(options, manifest)
+
+
+def _stage_misfits(options: PipelineRanks, manifest: Manifest) -> Iterator[str]:
+    kind, chunks = SCHEDULES[name_of(options, manifest.parallelism.use)], getattr(options, "chunks", 2)
+    layers, stages = manifest.model.num_hidden_layers, kind.stages(options.pp, chunks)
+    if stages > layers + 1:
+        step = 2 if kind.even_ranks else 1
+        most = next((pp for pp in range(options.pp - step, 0, -step) if kind.stages(pp, chunks) <= layers + 1), None)
+        remedy = f"Use pp = {most} at most" if most else "Take another schedule"
+        fact = f"pp = {options.pp} makes {stages} stages, and {layers} layers with the head make {layers + 1} at most."
+        yield f"{fact} {remedy}, or more layers."
 
 
 def build_dualpipe(options: BothWaysOptions, site: Any) -> Pipeline:

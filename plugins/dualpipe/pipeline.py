@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...core.backbone import CausalLM, Elsewhere
-from ...core.contracts import Batch, Context, Loss
+from ...core.contracts import Batch, Context, Loss, Share
 from ...core.distributed import world
 from ...core.distributed.experts import share_experts
 from ...core.distributed.matrices import share_matrices
@@ -23,6 +23,7 @@ from ...core.table import entries
 from .adapter import RunningStage, Runtime, prepare_shards
 from .forward import forward_only
 from .options import BothWaysOptions, PipelineRanks, name_of, schedule
+from .shares import shares
 from .stage import MicroBatch, Stage, example
 
 LENGTH = 4096
@@ -60,7 +61,7 @@ class Pipeline(Spread):
         self.layers = _split(model.manifest, chain)
         holders = self._prune(model)
         share_matrices(model, self.mesh, self.mesh.dense["tensor", "data"])
-        share_experts(model, self.mesh, latency=self.options.latency / 1000)
+        self.traffic = share_experts(model, self.mesh, latency=self.options.latency / 1000, codes=self.options.wire == "auto")
         self._share(model, holders)
         for stage in self.stages.values():
             if self.options.zero:
@@ -74,6 +75,10 @@ class Pipeline(Spread):
         places = [next(chain.index(number) for chain in self.schedule.chains if number in chain) for number in numbers]
         told = [f"stage {number} ({_layers(layers[place])})" for number, place in zip(numbers, places, strict=True)]
         return f"{' and '.join(told)} of {self.schedule.name}{as_tensor_rank(rank, self.options.tp)}"
+
+    def shares(self, manifest: Manifest) -> Sequence[Share]:
+        """Which ranks have which layers."""
+        return shares(manifest, self.options, self.schedule, _length(manifest))
 
     def step(self, model: CausalLM, batch: Batch) -> Loss:
         """Forward and backward of one optimizer step, by the schedule's table.
@@ -205,13 +210,11 @@ def _layers(layers: range) -> str:
 
 
 def _split(manifest: Manifest, stages: int) -> list[range]:
-    units = manifest.model.num_hidden_layers + 1
-    if stages > units:
-        raise BestiaryError(
-            f"parallelism: {stages} stages, and {units - 1} layers with the head make {units} at most. Lower parallelism.pp, or take "
-            "more layers."
-        )
-    return place(manifest, entries(manifest), stages, min(LENGTH, manifest.model.max_position_embeddings))[0]
+    return place(manifest, entries(manifest), stages, _length(manifest))[0]
+
+
+def _length(manifest: Manifest) -> int:
+    return min(LENGTH, manifest.model.max_position_embeddings)
 
 
 def _places(model: CausalLM, layers: list[range], chains: Any, rank_of: Any) -> dict[int, set[str]]:

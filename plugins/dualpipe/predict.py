@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...core.distributed.reach import expected_reach, expert_groups
 from ...core.layout import Layout
 from ...core.manifest import Manifest
 from ...core.stages import stage_work
@@ -16,7 +17,9 @@ from .schedules.catalog import make
 from .schedules.simulate import Times, simulate
 
 BF16 = 2
-"""Bytes of a number that travels."""
+"""Bytes of a number that travels between stages and data ranks."""
+NODE = 8
+"""GPUs of a node."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,11 @@ class Prediction:
     flops: float
     """Of a step, forward and backward."""
     expert_bytes: float
-    """That the busiest rank sends to experts on other ranks in a step, and gets back, in all four directions."""
+    """That the busiest rank sends to experts on other ranks in a step, and home, activations and gradients."""
+    reach: float
+    """Ranks with experts of one token, of those that share the experts of a layer; all choices being equally likely."""
+    nodes: float | None
+    """The same of nodes of `NODE` ranks; None where experts do not lie on whole nodes."""
     tensor_bytes: float
     """That a rank sends for sums over tensor ranks, at most: two forward and two backward in every layer."""
     stage_bytes: float
@@ -91,24 +98,36 @@ def predict(
     rows = entries(manifest)
     held = [entry for entry in rows if entry.weight.shard == "expert"]
     layers = {entry.layer: entry for entry in held}
-    per_layer = max((_expert_bytes(entry, manifest, layout) for entry in layers.values()), default=0.0)
+    reach = max((_reach(entry, manifest, layout.ep) for entry in layers.values()), default=0.0)
+    whole = layout.ep > NODE and layout.ep % NODE == 0
     return Prediction(
         seconds=run.makespan,
         bubble=run.bubble,
         tokens=tokens * micro_batches * layout.dp,
         gpus=layout.gpus,
         flops=sum(sum(stage) for stage in work) * tokens * micro_batches * layout.dp,
-        expert_bytes=per_layer * tokens / layout.tp * micro_batches * -(-len(layers) // layout.pp),
+        expert_bytes=_row_bytes(manifest) * reach * (1 - 1 / layout.ep) * tokens / layout.tp * micro_batches * -(-len(layers) // layout.pp),
+        reach=reach,
+        nodes=max((_reach(entry, manifest, layout.ep // NODE) for entry in layers.values()), default=0.0) if whole else None,
         tensor_bytes=_tensor_bytes(manifest, layout) * tokens * micro_batches,
         stage_bytes=2 * BF16 * manifest.model.hidden_size * tokens * micro_batches * stages / layout.pp,
         data_bytes=_data_bytes(rows, layout),
     )
 
 
-def _expert_bytes(entry: Entry, manifest: Manifest, layout: Layout) -> float:
-    """Of one token and layer: out and back, forward and backward, but for the copies whose expert is here."""
-    copies = entry.weight.shape[0] * entry.weight.active_numel / entry.weight.numel
-    return 4 * BF16 * copies * manifest.model.hidden_size * (layout.ep - 1) / layout.ep
+def _reach(entry: Entry, manifest: Manifest, places: int) -> float:
+    """Of so many places with a layer's experts, how many have some of one token."""
+    experts = entry.weight.shape[0]
+    k = round(experts * entry.weight.active_numel / entry.weight.numel)
+    groups, kept = expert_groups(manifest, entry.layer or 0)
+    return expected_reach(experts, k, places, groups=groups, kept=kept)
+
+
+def _row_bytes(manifest: Manifest) -> float:
+    """Of a row that goes to another rank and comes home, and of its gradients."""
+    storage = manifest.precision.storage()
+    there = sum(storage.activation if way is None else way for way in (storage.dispatch, storage.dispatch_gradient))
+    return manifest.model.hidden_size * (there + 2 * storage.activation)
 
 
 def _tensor_bytes(manifest: Manifest, layout: Layout) -> float:

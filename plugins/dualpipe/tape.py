@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...core.exchange import Exchange, Received, Steps, Transport
+from ...core.exchange import Exchange, Handle, Received, Steps, Transport, start_all
 from ...core.weight_gradients import WeightGradients
 from .stage import Segment
 
@@ -32,9 +32,8 @@ class Piece:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    transport: Transport | None = None
-    """By which its first outputs left; None at the end of a segment."""
-    sent: int = 0
+    transports: tuple[Transport, ...] = ()
+    """By which its first outputs left; none at the end of a segment."""
 
 
 @dataclass
@@ -85,8 +84,8 @@ class Tape:
             if isinstance(stop, Tensor):
                 self._done.append(Piece(inputs, (stop,)))
                 return stop.detach().requires_grad_(stop.requires_grad)
-            self._done.append(Piece(inputs, (*stop.send, *stop.keep), stop.transport, len(stop.send)))
-            handles = [stop.transport.start(tensor.detach()) for tensor in stop.send]
+            self._done.append(Piece(inputs, (*stop.send, *stop.keep), stop.transports))
+            handles = start_all(stop.transports, [tensor.detach() for tensor in stop.send])
             yield
             came = tuple(h.wait().requires_grad_(t.requires_grad) for h, t in zip(handles, stop.send, strict=True))
             kept = tuple(t.detach().requires_grad_(t.requires_grad) for t in stop.keep)
@@ -94,19 +93,17 @@ class Tape:
 
     def _back(self, last: Piece, grad: Tensor | None, defer: bool) -> Generator[None, None, Tensor | None]:
         pieces, grads = [last], (grad,)
-        while self._done and isinstance(self._done[-1], Piece) and self._done[-1].transport is not None:
+        while self._done and isinstance(self._done[-1], Piece) and self._done[-1].transports:
             pieces.append(self._done.pop())  # type: ignore[arg-type]
         for place, piece in enumerate(pieces):
             self._autograd(piece, grads, defer)
             before = pieces[place + 1] if place + 1 < len(pieces) else None
             if before is None:
                 return piece.inputs[0].grad
-            assert before.transport is not None
-            going = piece.inputs[: before.sent]
-            back = before.transport.back
-            handles = [back.start(_gradient(tensor)) for tensor in going]
+            sent = len(before.transports)
+            handles = [_home(*pair) for pair in zip(before.transports, piece.inputs[:sent], strict=True)]
             yield
-            grads = (*(handle.wait() for handle in handles), *(tensor.grad for tensor in piece.inputs[before.sent :]))
+            grads = (*map(_arrived, handles), *(tensor.grad for tensor in piece.inputs[sent:]))
         raise AssertionError("unreachable")
 
     def _autograd(self, piece: Piece, grads: tuple[Tensor | None, ...], defer: bool) -> None:
@@ -133,7 +130,7 @@ def unrecorded(segments: Iterable[Segment], x: Tensor) -> Turns:
             if isinstance(stop, Tensor):
                 x = stop
                 break
-            handles = [stop.transport.start(tensor) for tensor in stop.send]
+            handles = start_all(stop.transports, stop.send)
             yield
             received = tuple(handle.wait() for handle in handles), stop.keep
     return x
@@ -147,8 +144,15 @@ def _resume(steps: Steps, received: Received | None) -> Exchange | Tensor:
         return end.value
 
 
-def _gradient(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous()
+def _home(transport: Transport, tensor: Tensor) -> Handle | None:
+    """Sends the gradient of what came back to where it came from; integers have none."""
+    if not tensor.is_floating_point():
+        return None
+    return transport.back.start(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.contiguous())
+
+
+def _arrived(handle: Handle | None) -> Tensor | None:
+    return None if handle is None else handle.wait()
 
 
 def alone(turns: Generator[None, None, Tensor | None]) -> Tensor | None:

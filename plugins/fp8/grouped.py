@@ -19,7 +19,7 @@ class FP8GroupedLinear(GroupedLinear):
 
     def __init__(self, experts: int, d_in: int, d_out: int, recipe: Recipe) -> None:
         super().__init__(experts, d_in, d_out)
-        self.recipe = recipe
+        self.recipe, self.wire = recipe, recipe.wire
 
     def forward(self, x: Tensor | Gated, counts: Tensor) -> Tensor:
         """`[N, d_in]` rows, or what SwiGLU makes them of, and `[E]` int64 counts, `counts.sum() == N`, to `[N, d_out]`."""

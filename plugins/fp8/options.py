@@ -45,16 +45,26 @@ class FP8Options(Options):
     saved_attention: Literal["e5m6"] | None = None
     """What the backward pass keeps of the input of the projection after attention: `e5m6` is 12 bits with a power of two for 128
     channels, as published, 1.53 bytes a number; by default it is what `saved_input` says."""
+    dispatched_gradients: Literal["bf16", "fp8"] = "bf16"
+    """In which form gradients of experts' outputs reach the experts. `fp8`: codes in 1x128 tiles, from which weight gradients are computed
+    too, and which travel as such where experts lie on several ranks, as published."""
     backend: Literal["auto", "emulation", "triton", "scaled_mm", "deepgemm"] = "auto"
     """What multiplies: `emulation`, on any device; `triton`, our kernels for NVIDIA GPUs of compute capability 8.9 and above; `scaled_mm`,
     torch's own, on Hopper; `deepgemm`, the library, on Hopper and data-centre Blackwell. `auto` takes what was measured to be faster
     on the device at hand; until then that is `emulation` everywhere."""
 
+    @property
+    def inputs_keep(self) -> bool:
+        """Whether a layer makes the same codes again, and all else that it computes, of what its codes stand for."""
+        return self.scales == "power-of-two" and self.activations == "tile" and self.saved_input == "fp8"
+
     def table(self) -> dict[str, Any]:
-        """The options as manifest data, `saved_attention` only if it is set, so that it changes no digest of those who do not use it."""
+        """The options as manifest data; what was added later only where it differs from what was before, so that digests stay."""
         table = super().table()
         if self.saved_attention is None:
             del table["saved_attention"]
+        if self.dispatched_gradients == "bf16":
+            del table["dispatched_gradients"]
         return table
 
 
@@ -77,6 +87,11 @@ def fp8_check(options: FP8Options, site: Site) -> Iterator[str]:
         for name, only in said.items():
             if (value := getattr(options, name)) != only:
                 yield f"backend = '{options.backend}' has {name} = '{only}' only, not '{value}'. Set backend = 'emulation' or 'triton'."
+    if options.dispatched_gradients == "fp8" and (options.gradients != "tile" or options.scales != "power-of-two"):
+        yield (
+            f"dispatched_gradients = 'fp8' needs codes that can be made again without loss, and gradients = '{options.gradients}' with "
+            f"scales = '{options.scales}' makes none. Set gradients = 'tile' and scales = 'power-of-two', or leave it at 'bf16'."
+        )
 
 
 def fp8_describe(options: FP8Options) -> Mapping[str, str]:
@@ -90,4 +105,12 @@ def fp8_storage(options: FP8Options) -> Storage:
     """Master weights, gradients and moments as in bf16 training; the copy that is computed with has one byte and its factors."""
     block = TILE * TILE if options.weights == "block" else TILE
     wide = {options.activations, options.gradients, options.weights} & {"row", "tensor"}
-    return Storage(copy=1 + 4 / block, inference=2, inference_high=2, tile=None if wide else TILE)
+    code = 1 + 4 / TILE
+    return Storage(
+        copy=1 + 4 / block,
+        inference=2,
+        inference_high=2,
+        tile=None if wide else TILE,
+        dispatch=code if options.inputs_keep else None,
+        dispatch_gradient=code if options.dispatched_gradients == "fp8" else None,
+    )

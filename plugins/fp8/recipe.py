@@ -7,12 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...core.exchange import Wire
 from .backends import Backend, Made
 from .backends.select import choose
 from .memo import Memo
 from .options import TILE, FP8Options
 from .quantize import Quantised, Rule, Tile
 from .swiglu import Gated
+from .wire import Codes
 
 Along = Literal["channels", "tokens"]
 
@@ -54,6 +56,13 @@ class Recipe:
         y, codes = made
         self.memo.put(y, codes)
         return y
+
+    @property
+    def wire(self) -> Wire:
+        """How rows may travel: as the very codes that a layer makes of them anyway, and makes again of what arrives, without loss."""
+        options = self.options
+        gradients = Codes(self.gradient, self.backward_rule.dtype) if options.dispatched_gradients == "fp8" else None
+        return Wire(Codes(self.activation, self.forward_rule.dtype) if options.inputs_keep else None, gradients)
 
     def gradient(self, grad: Tensor) -> Quantised:
         """`[M, N]` gradients of outputs, in tiles along channels."""

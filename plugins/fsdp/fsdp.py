@@ -38,7 +38,7 @@ class ShardedData(Spread):
         self.mesh = Mesh(self.degrees)
         along, names = self._along()
         share_matrices(model, self.mesh, along)
-        share_experts(model, self.mesh, latency=self.options.latency / 1000)
+        self.traffic = share_experts(model, self.mesh, latency=self.options.latency / 1000, codes=self.options.wire == "auto")
         shard(model, model, along[names], reshard=self.options.reshard)
         register_fsdp_forward_method(model, "loss")
         self.disown(model, copy=self.mesh.data >= self._shards)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from ...core.component import Options
-from ...core.layout import divisors, tensor_misfits
+from ...core.layout import divisors, expert_misfits, tensor_misfits
 
 if TYPE_CHECKING:
     from ...core.manifest import Manifest
@@ -31,6 +31,9 @@ class FSDPOptions(Options):
     """Whether a block's parameters are given back after its forward pass (ZeRO-3), or kept until its backward pass (ZeRO-2)."""
     latency: float = Field(default=0.0, ge=0)
     """Milliseconds added to every exchange between experts."""
+    wire: Literal["auto", "plain"] = "auto"
+    """How rows travel between experts: `auto` sends FP8 codes, half the bytes, where `precision` computes with the same codes anyway, so
+    that results do not change; `plain` sends numbers as they are."""
 
 
 def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:
@@ -45,6 +48,7 @@ def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:
 def fsdp_misfits(options: FSDPOptions, manifest: Manifest) -> Iterator[str]:
     """What keeps a model from lying on these ranks."""
     yield from tensor_misfits(manifest, options.tp)
+    yield from expert_misfits(manifest, options.dp * options.tp, options.ep)
 
 
 def build_fsdp(options: FSDPOptions, site: Any) -> ShardedData:

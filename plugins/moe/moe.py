@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...core.auxiliary import attach
 from ...core.contracts import Context, GroupedProduct, Reduce
-from ...core.exchange import Exchange, Steps, finish
+from ...core.exchange import Coded, Exchange, Steps, Transport, coded_gradient, finish
 from ...core.layers.swiglu import SwiGLU
 from ...core.site import Site
 from . import decode
@@ -23,6 +23,7 @@ from .balance import balance_loss, expert_load, max_violation, sequence_load
 from .dispatch import TORCH, Dispatched, Moves, combine, dispatch
 from .hookspecs import Router, Routing
 from .options import MoEOptions, router_site
+from .travel import arrive, leave
 
 if TYPE_CHECKING:
     from ...core.distributed.experts import ExpertRanks
@@ -43,7 +44,13 @@ class Experts(nn.Module):
 
     def forward(self, sent: Dispatched) -> Tensor:
         """Rows `[R, D]` to weighted outputs `[R, D]`; the weight goes on the hidden layer, where it is narrow."""
-        return self.down_proj.gated(self.gate_up_proj(sent.rows, sent.counts), sent.weights, sent.counts)
+        out = self.down_proj.gated(self.gate_up_proj(sent.rows, sent.counts), sent.weights, sent.counts)
+        codec = self.down_proj.wire.gradients
+        return out if codec is None else coded_gradient(out, codec)
+
+    def ways(self, transport: Transport) -> tuple[Coded, Coded]:
+        """To these experts and home again: rows as codes there, and gradients of results back, where the layers' `wire` has some."""
+        return Coded(transport, self.gate_up_proj.wire.inputs), Coded(transport.back, None, self.down_proj.wire.gradients)
 
 
 class MixtureOfExperts(nn.Module):
@@ -81,21 +88,18 @@ class MixtureOfExperts(nn.Module):
         self.ranks = ranks
 
     def steps(self, x: Tensor, context: Context) -> Steps:
-        """`forward` over all ranks that share the experts: it stops while rows travel to their experts, and while they come back.
-
-        Rows arrive sorted by the rank that they come from; dispatching them once more, each to its one expert, sorts them by expert.
-        """
+        """`forward` over all ranks that share the experts: it stops while rows travel to their experts, and while they come back."""
         assert self.ranks is not None
-        routing = self.route(x, context)
-        sent = dispatch(x.flatten(0, -2), routing, self.count, multiple=lambda rows: 1, moves=self.moves)
+        here = self.count // self.ranks.size
+        leaving = leave(self.route(x, context), self.ranks.size, here, x.dtype)
+        rows = leaving.copies.spread(x.flatten(0, -2))
         shared = () if self.shared_experts is None else (self.shared_experts(x),)
-        meeting = self.ranks.meet(sent.counts)
-        (rows, weights), shared = yield Exchange((sent.rows, sent.weights), meeting.transport, shared)
-        one_each = Routing(weights, meeting.experts[:, None])
-        here = dispatch(rows, one_each, meeting.coming.shape[1], multiple=self.experts.gate_up_proj.row_multiple, moves=self.moves)
-        done = self.combine(self.experts(here), here)
-        (back,), shared = yield Exchange((done,), meeting.transport.back, shared)
-        routed = self.combine(back, sent).view_as(x)
+        way = self.ranks.meet(leaving.counts)
+        there, home = self.experts.ways(way) if self.ranks.codes else (way, way.back)
+        (rows, weights, experts), shared = yield Exchange((rows, leaving.weights, leaving.experts), (there, way, way), shared)
+        sent, copies = arrive(rows, experts, weights, here, self.experts.gate_up_proj.row_multiple, self.moves)
+        (back,), shared = yield Exchange((copies.gather(self.experts(sent)),), (home,), shared)
+        routed = leaving.copies.gather(back).view_as(x)
         return routed + shared[0] if shared else routed
 
     def route(self, x: Tensor, context: Context) -> Routing:

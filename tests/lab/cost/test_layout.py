@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bestiary.core.layout import Layout, nearest, parse_layout
-from bestiary.core.stages import split
+from bestiary.core.stages import SLACK, split
 from bestiary.lab.cost.schedules import SCHEDULES
 
 
@@ -33,6 +33,28 @@ def test_the_split_is_the_best_of_all(weights, data):
     assert [i for part in found for i in part] == list(range(len(weights)))
     assert len(found) == stages and all(found)
     assert _squares(weights, found) == pytest.approx(min(_squares(weights, cut) for cut in _cuts(len(weights), stages)))
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=1, max_size=8), st.data())
+def test_of_splits_that_are_about_as_even_the_smallest_is_taken(items, data):
+    work, sizes = ([item[place] for item in items] for place in (0, 1))
+    stages = data.draw(st.integers(1, len(items)))
+    even, found = split(work, stages), split(work, stages, sizes)
+    limit = (1 + SLACK) * _most(work, even)
+    assert _most(work, found) <= limit + 1e-9
+    allowed = [cut for cut in _cuts(len(work), stages) if _most(work, cut) <= limit]
+    assert _most(sizes, found) == pytest.approx(min(_most(sizes, cut) for cut in allowed))
+
+
+def test_memory_decides_where_flops_do_not():
+    """Dense layers take the FLOPs of layers with experts, and a twentieth of their memory."""
+    assert split([1, 1, 1], 2, [1, 1, 20]) == [range(0, 2), range(2, 3)]
+    assert split([1, 1, 1], 2, [20, 1, 1]) == [range(0, 1), range(1, 3)]
+    assert split([1, 1, 2], 2, [1, 20, 1]) == [range(0, 2), range(2, 3)]
+
+
+def _most(weights, parts):
+    return max(sum(weights[i] for i in part) for part in parts)
 
 
 def _squares(weights, parts):

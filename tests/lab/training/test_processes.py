@@ -83,11 +83,32 @@ def killed_after(
 
 def test_four_processes_train_as_one_does(alone, tmp_path):
     out = tmp_path / "run"
-    trained(out, FOUR, "--nproc", "4")
+    told = trained(out, FOUR, "--nproc", "4").stderr
+    assert told.count("FLOPs") == told.count("0-1     0, 3") == told.count("2-3     1, 2") == 1, "one table of ranks and their layers"
     same(curve(out), curve(alone))
     found, wanted = (load_file(next((folder / "model").glob("*.safetensors"))) for folder in (out, alone))
     assert found.keys() == wanted.keys()
     assert max(float((found[name] - wanted[name]).abs().mean() / wanted[name].abs().mean()) for name in wanted) < 1e-3
+
+
+def test_torchrun_gives_the_same_run(tmp_path):
+    """Digit by digit, and started as one would on several machines."""
+    launched, ours = tmp_path / "launched", tmp_path / "ours"
+    arguments = command(launched, TWO)[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    subprocess.run(command(ours, TWO, "--nproc", "2"), check=True, capture_output=True, timeout=200, env=environment)
+    assert curve(launched) == curve(ours)
+
+
+def test_a_layout_that_does_not_fit_is_told_before_processes_start(tmp_path):
+    changes = [f"set.parallelism.{row}" for row in ("use=fsdp", "dp=3", "ep=3")]
+    done = subprocess.run(command(tmp_path / "run", changes, "--nproc", "3"), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.count("ep = 3 does not divide 16 experts. Use one of [1].") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_rank_is_named_and_fewer_processes_go_on(alone, tmp_path):

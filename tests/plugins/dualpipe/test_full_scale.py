@@ -66,7 +66,14 @@ def test_communication_follows_from_the_layout():
     one = predict(manifest, layout=Layout(pp=16, dp=128, ep=1), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
     assert one.expert_bytes == 0
     two = predict(manifest, layout=Layout(pp=16, dp=128, ep=2), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
-    assert two.expert_bytes == 4 * 2 * 8 * 7168 * 0.5 * 4096 * 32 * 4, "four ways, bf16, eight copies, half of them elsewhere, four layers"
+    row = 4 * 2 * 7168
+    assert two.expert_bytes == pytest.approx(row * two.reach * 0.5 * 4096 * 32 * 4), "four ways, bf16, half of them elsewhere, four layers"
+    assert 1.9 < two.reach < 2
+    own = predict(manifest, layout=Layout(pp=16, dp=128, ep=64), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
+    assert own.nodes < 4 < own.reach < 8, "node-limited routing"
+    codes = bestiary.resolve("deepseek-v3", set={"precision.use": "fp8", "precision.dispatched_gradients": "fp8"})
+    fewer = predict(codes, layout=Layout(pp=16, dp=128, ep=64), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)
+    assert fewer.expert_bytes / own.expert_bytes == pytest.approx((2 * 2 + 2 * (1 + 4 / 128)) / 8)
     assert two.stage_bytes == 2 * 2 * 7168 * 4096 * 32
     assert one.tensor_bytes == two.tensor_bytes == 0
     cut = predict(manifest, layout=Layout(pp=16, tp=4, dp=32, ep=2), schedule="1f1b", micro_batches=32, length=4096, rate=1e14)

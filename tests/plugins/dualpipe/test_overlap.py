@@ -201,9 +201,20 @@ def test_one_process_keeps_the_whole_model_and_says_how_to_start_more(model):
             {"use": "dualpipe-v", "pp": 2, "dp": 4, "ep": 3, "micro_batches": 4},
             r"ep = 3 does not divide dp \* tp = 4. Use one of \[1, 2, 4\]",
         ),
+        ({"use": "dualpipe", "pp": 2, "micro_batches": 5}, "multiple of 2 micro-batches, not 5. The nearest: 4 or 6"),
+        ({"use": "dualpipe-v", "pp": 3, "dp": 3, "ep": 3, "micro_batches": 6}, r"ep = 3 does not divide 8 experts. Use one of \[1\]"),
+        ({"use": "fsdp", "dp": 12, "ep": 6}, r"ep = 6 does not divide 8 experts. Use one of \[1, 2, 4\]"),
+        ({"use": "dualpipe-v", "pp": 5, "micro_batches": 10}, "10 stages, and 7 layers with the head make 8 at most. Use pp = 4 at most"),
+        ({"use": "dualpipe", "pp": 10, "micro_batches": 20}, "10 stages, and 7 layers with the head make 8 at most. Use pp = 8 at most"),
+        ({"use": "pipeline", "schedule": "interleaved", "pp": 1, "chunks": 9}, "make 8 at most. Take another schedule"),
         ({"use": "fsdp", "dp": 6, "shard": 4}, r"shard = 4 does not divide dp = 6. Use one of \[1, 2, 3, 6\]"),
     ],
 )
 def test_layouts_that_do_not_fit_are_refused_by_the_manifest(model, options, message):
     with pytest.raises(bestiary.BestiaryError, match=message):
         bestiary.resolve({**model(), "parallelism": options})
+
+
+def test_experts_that_there_are_not_cannot_be_shared(model):
+    with pytest.raises(bestiary.BestiaryError, match="ep = 2, and the model has no experts to share"):
+        bestiary.resolve({**model(ffn="dense"), "parallelism": {"use": "fsdp", "dp": 2, "ep": 2}})
