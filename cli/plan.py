@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.errors import BestiaryError
+from ..core.errors import BestiaryError, Problem
 from .console import Json, Reference, Set, engineering, octets, out, print_json, print_rows
 from .cost import Gpu, SequenceLength
 
 if TYPE_CHECKING:
+    from ..core.layout import Layout
+    from ..core.manifest import Manifest
     from ..lab.cost.memory import Plan, Rank
     from ..plugins.dualpipe.predict import Prediction
     from ..registry.load_rank import RankPlan
@@ -51,13 +54,15 @@ def plan(
     layout: Annotated[
         str,
         typer.Option(
-            help="Degrees of parallelism, such as pp=16,ep=64,tp=1,zero=1; dp is what remains. With --of alone every rank "
-            "holds an equal part of every parameter.",
+            help="Degrees of parallelism, such as pp=16,ep=64,tp=1,zero=1; dp is what remains. By default those of the manifest's "
+            "[parallelism]. With --of alone every rank holds an equal part of every parameter.",
             metavar="KEY=N,...",
         ),
     ] = "",
     gpu: Gpu = "h800",
-    schedule: Annotated[str, typer.Option(help="Of the pipeline: 1f1b, zb1p, dualpipe or dualpipe-v.")] = "1f1b",
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the pipeline: 1f1b, zb1p, dualpipe or dualpipe-v; by default [parallelism]'s, or 1f1b.")
+    ] = None,
     sequence_length: SequenceLength = None,
     micro_batch: Annotated[int, typer.Option(min=1, help="Sequences of a micro-batch.")] = 1,
     micro_batches: Annotated[int | None, typer.Option(min=1, help="Of a step; enough to fill the pipeline by default.")] = None,
@@ -79,15 +84,17 @@ def plan(
     from ..lab.cost.memory import plan as make
     from ..registry.catalog import resolve
 
+    manifest = resolve(model, set=set or [])
+    asked = _asked(manifest, gpus, layout, schedule, micro_batches)
     done = make(
-        resolve(model, set=set or []),
+        manifest,
         gpus=gpus,
-        layout=layout,
+        layout=asked.layout,
         gpu=gpu,
-        schedule=schedule,
+        schedule=asked.schedule,
         sequence_length=sequence_length,
         micro_batch=micro_batch,
-        micro_batches=micro_batches,
+        micro_batches=asked.micro_batches,
         recompute=recompute.value,
         moments=None if moments is None else MOMENT_BYTES[moments],
     )
@@ -95,11 +102,43 @@ def plan(
     if json:
         print_json(done.table() | {"step": vars(step) | {"hours_per_trillion": step.hours_per_trillion}})
         return
-    out.print(f"[bold]{done.manifest.name}[/] on {gpus:,} x {done.gpu.name}: {done.request.layout}, {schedule}\n", soft_wrap=True)
+    out.print(f"[bold]{done.manifest.name}[/] on {gpus:,} x {done.gpu.name}: {done.request.layout}, {asked.schedule}\n", soft_wrap=True)
     headings = ["rank", "layers", "in\nflight", "numbers", "para-\nmeters", "gradi-\nents", "optim-\nizer", "activa-\ntions", "all"]
     print_rows("", headings, [_rank(rank) for rank in done.ranks], right=tuple(range(1, 9)))
     for line in [*_verdict(done), *_told(step, mfu, overlap), *_published(done)]:
         out.print(line, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be planned."""
+
+    layout: str | Layout
+    schedule: str
+    micro_batches: int | None
+
+
+def _asked(manifest: Manifest, gpus: int, layout: str, schedule: str | None, micro_batches: int | None) -> Asked:
+    """The command line's wishes, and where it has none, those of the manifest's [parallelism], unless that is one process.
+
+    Raises:
+        BestiaryError: [parallelism] is for another number of GPUs.
+    """
+    part = manifest.parallelism
+    own: Layout | None = getattr(part.options, "layout", None)
+    if layout or own is None:
+        return Asked(layout, schedule or "1f1b", micro_batches)
+    if own.gpus != gpus:
+        fact = f"pp * tp * dp = {own.pp} * {own.tp} * {own.dp} makes {own.gpus} GPUs, and --gpus says {gpus}."
+        stage = own.pp * own.tp
+        remedy = (
+            f"Set parallelism.dp={gpus // stage}."
+            if gpus % stage == 0
+            else f"The nearest that fits: --gpus {max(gpus // stage, 1) * stage}."
+        )
+        raise BestiaryError(Problem(fact, "parallelism", remedy))
+    named = getattr(part.options, "schedule", part.use if own.pp > 1 else "1f1b")
+    return Asked(own, schedule or named, micro_batches or getattr(part.options, "micro_batches", None))
 
 
 def _predicted(plan: Plan, mfu: float, overlap: float) -> Prediction:

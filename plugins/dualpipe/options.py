@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ...core.component import Options
 from ...core.errors import BestiaryError
-from ...core.layout import divisors, expert_misfits, tensor_misfits
+from ...core.layout import Layout, divisors, expert_misfits, tensor_misfits
 from .schedules.catalog import SCHEDULES, make
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class PipelineRanks(Options):
     wire: Literal["auto", "plain"] = "auto"
     """How rows travel between experts: `auto` sends FP8 codes, half the bytes, where `precision` computes with the same codes anyway, so
     that results do not change; `plain` sends numbers as they are."""
+
+    @property
+    def layout(self) -> Layout:
+        """What `bestiary plan` counts."""
+        return Layout(pp=self.pp, tp=self.tp, dp=self.dp, ep=self.ep, zero=self.zero)
 
 
 class BothWaysOptions(PipelineRanks):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ...core.component import Options
-from ...core.layout import divisors, expert_misfits, tensor_misfits
+from ...core.layout import Layout, divisors, expert_misfits, tensor_misfits
 
 if TYPE_CHECKING:
     from ...core.manifest import Manifest
@@ -34,6 +34,11 @@ class FSDPOptions(Options):
     wire: Literal["auto", "plain"] = "auto"
     """How rows travel between experts: `auto` sends FP8 codes, half the bytes, where `precision` computes with the same codes anyway, so
     that results do not change; `plain` sends numbers as they are."""
+
+    @property
+    def layout(self) -> Layout:
+        """What `bestiary plan` counts."""
+        return Layout(tp=self.tp, dp=self.dp, ep=self.ep, zero=3)
 
 
 def fsdp_check(options: FSDPOptions, site: Any) -> Iterator[str]:

@@ -57,9 +57,29 @@ def test_changes_of_the_manifest_count(folder: Path) -> None:
     assert less < whole
 
 
+def sets(**options: object) -> list[str]:
+    return [word for name, value in options.items() for word in ("--set", f"parallelism.{name}={value}")]
+
+
+def test_a_layout_is_that_of_the_manifest_unless_it_is_said() -> None:
+    own = sets(use="dualpipe-v", pp=2, dp=4, ep=2, micro_batches=6)
+    found, said = (
+        json.loads(run("deepseek-v3-nano", "--gpus", 8, "--json", *options))
+        for options in (own, [*own, "--layout", "pp=2,ep=2,zero=0", "--schedule", "dualpipe-v", "--micro-batches", 6])
+    )
+    assert found == said
+    assert found["schedule"] == "dualpipe-v" and found["micro_batches"] == 6 and found["layout"]["dp"] == 4
+    other = json.loads(run("deepseek-v3-nano", "--gpus", 8, "--json", *own, "--layout", "pp=4"))
+    assert other["layout"]["pp"] == 4 and other["schedule"] == "1f1b"
+    shared = json.loads(run("deepseek-v3-nano", "--gpus", 4, "--json", *sets(use="fsdp", dp=2, tp=2)))
+    assert shared["layout"] == {"pp": 1, "tp": 2, "dp": 2, "ep": 1, "zero": 3}
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
+        (["--gpus", 8, *sets(use="dualpipe-v", pp=2)], "pp . tp . dp = 2 . 1 . 1 makes 2 GPUs, and --gpus says 8. Set parallelism.dp=4"),
+        (["--gpus", 7, *sets(use="dualpipe-v", pp=2)], "The nearest that fits: --gpus 6"),
         ([], "Say either --gpus N"),
         (["--of", 2, "--gpus", 2], "Say either --gpus N"),
         (["--of", 2, "--schedule", "zb1p", "--gpu", "h100"], "--gpu, --schedule says nothing with --of"),
