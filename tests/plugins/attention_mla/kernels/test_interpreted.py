@@ -21,34 +21,11 @@ from benchmarks.gpu.measure import wrong
 from bestiary.core.contracts import Context
 from bestiary.plugins.attention_mla.kernels import tiles
 from bestiary.plugins.attention_mla.kernels.launch import Kernels
-from tests.kernels import interpreter
+from tests.kernels.checks import close, mended_and_poisoned  # noqa: F401
 
 OURS = Kernels()
 BOUND = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
 """Of the error in the Frobenius norm; bf16 rounds probabilities, inputs of the products and results."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def mended_and_poisoned():
-    """New memory is full of NaN, so that what a kernel does not write shows."""
-    with pytest.MonkeyPatch.context() as patch:
-        interpreter.mend(patch)
-        for where, name in ((torch.Tensor, "new_empty"), (torch, "empty_like")):
-            patch.setattr(where, name, poisoned(getattr(where, name)))
-        yield
-
-
-def poisoned(make: Any) -> Any:
-    def inner(*args: Any, **kinds: Any) -> Tensor:
-        made = make(*args, **kinds)
-        return made.fill_(math.nan) if made.is_floating_point() else made
-
-    return inner
-
-
-def close(found: Tensor, exact: Tensor, bound: float) -> None:
-    assert found.shape == exact.shape and torch.isfinite(found).all()
-    assert (found.double() - exact).norm() <= bound * exact.norm() + 1e-9
 
 
 # Prefill

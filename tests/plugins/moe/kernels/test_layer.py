@@ -17,7 +17,7 @@ from bestiary.core import weight_gradients
 from bestiary.core.contracts import Batch, Context
 from bestiary.core.distributed.experts import ExpertRanks
 from bestiary.plugins.moe.kernels.launch import Kernels
-from tests.plugins.moe.kernels.checks import mended_and_poisoned  # noqa: F401
+from tests.kernels.checks import mended_and_poisoned  # noqa: F401
 
 MOE = {"use": "moe", "n_routed_experts": 6, "n_shared_experts": 1, "num_experts_per_tok": 2, "intermediate_size": 9}
 ROUTERS = {

@@ -18,7 +18,7 @@ from bestiary.plugins.moe.hookspecs import RouterSite
 from bestiary.plugins.moe.kernels.launch import Kernels
 from bestiary.plugins.moe.options import SigmoidGroupOptions
 from bestiary.plugins.moe.routers import SigmoidGroup
-from tests.plugins.moe.kernels.checks import close, mended_and_poisoned  # noqa: F401
+from tests.kernels.checks import close, mended_and_poisoned  # noqa: F401
 
 OURS = Kernels()
 SHAPES = [(6, 1, 1, 2), (12, 3, 2, 3), (9, 3, 1, 2), (160, 8, 3, 6), (5, 1, 1, 1), (8, 4, 4, 8), (7, 1, 1, 7), (256, 8, 4, 8)]

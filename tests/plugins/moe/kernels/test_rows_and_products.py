@@ -23,7 +23,7 @@ from bestiary.plugins.moe.dispatch import TORCH
 from bestiary.plugins.moe.hookspecs import Routing
 from bestiary.plugins.moe.kernels import functions
 from bestiary.plugins.moe.kernels.launch import Kernels
-from tests.plugins.moe.kernels.checks import close, mended_and_poisoned  # noqa: F401
+from tests.kernels.checks import close, mended_and_poisoned  # noqa: F401
 
 OURS = Kernels()
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
