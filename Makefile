@@ -25,7 +25,7 @@ demo: $(VENV)/base
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n 2 --dist loadscope
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/plugins/fp8/kernels tests/plugins/moe/kernels tests/plugins/attention_mla/kernels
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadscope tests/plugins/fp8/kernels tests/plugins/moe/kernels tests/plugins/attention_mla/kernels
 
 lint: $(VENV)/lint $(VENV)/test
 	$(BIN)/ruff check .
@@ -35,6 +35,7 @@ lint: $(VENV)/lint $(VENV)/test
 bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks.cpu
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.fp8
 
 clean:
 	rm -rf $(VENV) .links build *.egg-info
