@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..style import COLOURS, STYLE
-from .reading import Axis, Band, Runs, band, last_with, violation
+from .reading import Axis, Band, Runs, apart, band, last_with, violation
 from .statistics import Paired
 
 LABELS = {"tokens": "training tokens", "flops": "training FLOPs"}
@@ -55,6 +55,22 @@ def differences(compared: Mapping[str, Paired], order: Sequence[str]) -> str:
         axes.set_xlabel(f"bits per byte more than {order[0]}; left is better")
 
     return _figure(draw, height=1.1 + 0.45 * len(compared))
+
+
+def training_differences(runs: Runs, baseline: str) -> str | None:
+    """How far training losses are from the baseline's, in percent: mean over seeds, and their range; None where no seed ended in both."""
+    found = {name: gap for name, own in runs.items() if name != baseline and (gap := apart(own, runs[baseline]))}
+
+    def draw(axes: Any) -> None:
+        axes.axhline(0, color="#555555", linewidth=1)
+        for name, gap in found.items():
+            colour = COLOURS[list(runs).index(name) % len(COLOURS)]
+            axes.plot(gap.x, gap.mean, color=colour, linewidth=1.4, label=name)
+            axes.fill_between(gap.x, gap.low, gap.high, color=colour, alpha=0.1, linewidth=0)
+        axes.set_ylabel(f"% above {baseline}")
+        _budget(axes, "tokens")
+
+    return _figure(draw) if found else None
 
 
 def balance(runs: Runs) -> str | None:

@@ -118,6 +118,24 @@ def averaged(values: list[float], keep: float) -> list[float]:
     return done
 
 
+def apart(variant: Seeds, baseline: Seeds) -> Band | None:
+    """Averaged training losses in percent above the baseline's of the same seed, over training; None where no seed ended in both."""
+    rows, x = [], np.array([])
+    for seed, run in ended(variant).items():
+        if seed not in ended(baseline):
+            continue
+        (own_x, own), (base_x, base) = (curve(one, "train", lambda line: line.bits_per_byte) for one in (run, baseline[seed]))
+        if not own or not base:
+            continue
+        x = np.array(own_x if not len(x) else x)
+        ours, theirs = (np.interp(x, at, averaged(y, KEEP)) for at, y in ((own_x, own), (base_x, base)))
+        rows.append(100 * (ours / theirs - 1))
+    if not rows:
+        return None
+    found = np.array(rows)
+    return Band(x.tolist(), found.mean(0).tolist(), found.min(0).tolist(), found.max(0).tolist())
+
+
 def trained(runs: Seeds) -> dict[int, float]:
     """The loss at the end of training by seed: bits per byte of the batches, each logged one weighing `KEEP` of the next."""
     found = {seed: curve(run, "train", lambda line: line.bits_per_byte)[1] for seed, run in ended(runs).items()}

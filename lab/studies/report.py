@@ -100,7 +100,7 @@ def compose(study: Study, runs: Runs, folder: Path) -> Report:
         _result(study, runs),
         Section("Held-out loss against tokens", figures={"tokens.svg": plots.held_out_curves(runs, "tokens")}, notes=[BAND_NOTE]),
         Section("Held-out loss against compute", figures={"flops.svg": plots.held_out_curves(runs, "flops")}),
-        Section("Training loss", tables=[training_loss(runs, study.baseline)], notes=[TRAINING_NOTE]),
+        _training(study, runs),
         *_equal(runs, study.baseline),
         Section("Size and speed", tables=[sizes(runs)], notes=[SIZE_NOTE]),
         *_costs(study),
@@ -122,6 +122,12 @@ def _result(study: Study, runs: Runs) -> Section:
         tables=[overview(runs, study.baseline)],
         notes=[*_divergences(runs), INTERVAL_NOTE if seeds > 1 else SEED_NOTE],
     )
+
+
+def _training(study: Study, runs: Runs) -> Section:
+    drawn = plots.training_differences(runs, study.baseline)
+    figures = {"training.svg": drawn} if drawn else {}
+    return Section("Training loss", figures=figures, tables=[training_loss(runs, study.baseline)], notes=[TRAINING_NOTE])
 
 
 def _equal(runs: Runs, baseline: str) -> list[Section]:

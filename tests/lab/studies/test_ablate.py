@@ -16,7 +16,7 @@ import pytest
 
 from bestiary.lab.studies.ablate import StudyResult, ablate
 from bestiary.lab.studies.engines.local import Local
-from bestiary.lab.studies.reading import band, read_equal, smooth, trained
+from bestiary.lab.studies.reading import apart, band, read_equal, smooth, trained
 from bestiary.lab.studies.tables import compare, training_loss
 from bestiary.lab.training.metrics import Line
 from bestiary.lab.training.result import RunResult, Summary, read_run
@@ -113,7 +113,7 @@ def check_report(result: StudyResult) -> None:
         assert "$6.189M" in shown, "the baseline at full scale is DeepSeek-V3"
         assert training_loss(result.runs, "base").rows[1][-1] in shown
         assert "within a sequence" in shown and "agreement of mtp-1" in shown
-    assert "Beasts &amp; &lt;experts&gt;" in page and page.count("<svg") == 6
+    assert "Beasts &amp; &lt;experts&gt;" in page and page.count("<svg") == 7
     assert len(page) < 300_000
     assert not re.search(r'(src|href)="(http|//|(?!#)[^"]*\.(js|css|png))', page), "the page needs nothing else"
     for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
@@ -188,6 +188,8 @@ def test_training_losses_are_averaged_and_compared_seed_by_seed(tmp_path: Path):
     }
     assert trained(runs["base"])[0] == pytest.approx((0.9 * 4 + 2) / 1.9)
     assert training_loss(runs, "base").rows[1][2:5] == ("+0.00 %", "+1.00 %", "+0.50 %")
+    gap = apart(runs["other"], runs["base"])
+    assert gap is not None and gap.mean[-1] == pytest.approx(0.5) and (gap.low[-1], gap.high[-1]) == pytest.approx((0.0, 1.0))
     low, high = training_loss(runs, "base").rows[1][5].replace(" %", "").replace("\N{MINUS SIGN}", "-").split(" to ")
     assert (float(low) + float(high)) / 2 == pytest.approx(0.5)
     assert float(high) == pytest.approx(0.5 + 12.706 * 0.5, abs=0.01)  # t of one degree of freedom, half the spread of two
