@@ -102,10 +102,17 @@ def plan(
     if json:
         print_json(done.table() | {"step": vars(step) | {"hours_per_trillion": step.hours_per_trillion}})
         return
-    out.print(f"[bold]{done.manifest.name}[/] on {gpus:,} x {done.gpu.name}: {done.request.layout}, {asked.schedule}\n", soft_wrap=True)
+    _print_plan(done, [*_verdict(done), *_told(step, mfu, overlap), *_published(done)])
+
+
+def _print_plan(done: Plan, told: list[str]) -> None:
+    """A row for each pipeline rank, and what is said below."""
+    request = done.request
+    gpus = f"{request.layout.gpus:,} x {done.gpu.name}"
+    out.print(f"[bold]{done.manifest.name}[/] on {gpus}: {request.layout}, {request.schedule.name}\n", soft_wrap=True)
     headings = ["rank", "layers", "in\nflight", "numbers", "para-\nmeters", "gradi-\nents", "optim-\nizer", "activa-\ntions", "all"]
     print_rows("", headings, [_rank(rank) for rank in done.ranks], right=tuple(range(1, 9)))
-    for line in [*_verdict(done), *_told(step, mfu, overlap), *_published(done)]:
+    for line in told:
         out.print(line, soft_wrap=True)
 
 
