@@ -115,7 +115,7 @@ def test_a_killed_rank_is_named_and_fewer_processes_go_on(alone, tmp_path):
     out = tmp_path / "run"
     done, seconds = killed_after(out, 3)
     assert done.returncode == 1
-    assert seconds < 50, "the others notice at once, and do not wait for the timeout of 60 seconds"
+    assert seconds < 30
     told = " ".join(done.stderr.split())
     assert "rank 2, which has stage 1 (layer 2) and stage 2 (layer 3) of dualpipe-v, was ended by SIGKILL" in told
     assert "goes on from the last complete checkpoint" in told

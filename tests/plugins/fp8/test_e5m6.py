@@ -99,12 +99,13 @@ def run(saved: Any, x: Tensor, dy: Tensor, weight: Tensor, **options: Any) -> tu
 
 @pytest.mark.parametrize("scales", ["power-of-two", "fp32"])
 def test_the_weight_gradient_comes_from_twelve_bits_and_nothing_else_changes(scales: str) -> None:
+    torch.manual_seed(0)  # the difference between two errors varies with the numbers, by a tenth
     x, dy, weight = torch.randn(200, 384).bfloat16(), torch.randn(200, 130).bfloat16(), torch.randn(130, 384)
     plain, coded, kept = (run(saved, x, dy, weight, scales=scales) for saved in ("bf16", "fp8", "e5m6"))
     assert torch.equal(kept[0], plain[0]) and torch.equal(kept[1], plain[1])
     exact = dy.double().T @ x.double()
     errors = [float((found[2] - exact).norm() / exact.norm()) for found in (plain, coded, kept)]
-    assert not torch.equal(kept[2], plain[2]) and abs(errors[2] - errors[0]) < 0.003
+    assert not torch.equal(kept[2], plain[2]) and abs(errors[2] - errors[0]) < 0.001
     assert scales == "power-of-two" or errors[1] > errors[2] + 0.005, "E4M3 along channels rounds once more"
     assert (plain[3], kept[3]) == (2 * x.numel(), 1.5 * x.numel() + 4 * 200 * 3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,3 +107,18 @@ def test_bad_options() -> None:
         bestiary.create_model(NANO, set=["precision.use=fp8", "precision.gradients=huge"])
     with pytest.raises(bestiary.BestiaryError, match="floor"):
         bestiary.create_model(NANO, set=["precision.use=fp8", "precision.floor=0"])
+
+
+def test_gradients_by_kept_codes_are_near_those_by_numbers() -> None:
+    grads = []
+    for saved in ("bf16", "fp8"):
+        model = bestiary.create_model(NANO, set=["precision.use=fp8", f"precision.saved_swiglu={saved}"], seed=3)
+        experts, shared = model.model.layers[1].mlp.experts, model.model.layers[1].mlp.shared_experts
+        x = torch.randn(256, model.manifest.model.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+        weights = torch.full((256, 1), 0.5).bfloat16().requires_grad_()
+        routed = experts(SimpleNamespace(rows=x, counts=torch.full((16,), 16), weights=weights))
+        (routed + shared(x)).float().square().sum().backward()
+        assert x.grad is not None and weights.grad is not None
+        grads.append((x.grad.float(), weights.grad.float()))
+    for plain, coded in zip(*grads, strict=True):
+        assert not torch.equal(plain, coded) and (plain - coded).norm() < 0.06 * plain.norm()

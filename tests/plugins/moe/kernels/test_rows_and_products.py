@@ -127,12 +127,12 @@ def agree(x: Tensor, weight: Tensor, counts: Tensor) -> None:
     bound = max(BOUND[x.dtype], 2e-6)
     exact = [t.detach().double().requires_grad_() for t in (x, weight)]
     ours, expected = OURS.grouped(x, weight, counts, None), grouped(exact[0], exact[1], counts)
-    close(ours, expected, bound)
+    close(ours, expected, bound, floor=1e-6)
     slope = torch.randn(ours.shape).to(x.dtype)
     found = torch.autograd.grad(ours, (x, weight), slope)
     for one, other, like in zip(found, torch.autograd.grad(expected, exact, slope.double()), (x, weight), strict=True):
         assert one.dtype == like.dtype
-        close(one, other, bound)
+        close(one, other, bound, floor=1e-6)
 
 
 @pytest.mark.parametrize(("n", "k"), WIDTHS)
